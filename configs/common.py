@@ -1,0 +1,162 @@
+"""Every field that the phases read, with the values they share, and the sizes of models.
+
+A phase's file starts from `get_config()` and changes what differs. Fields are locked: a misspelled
+one is refused with the nearest name. Lengths are in tokens, unless the name says characters.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    """All fields; `size` is one of SIZES."""
+    if size not in SIZES:
+        raise ValueError(f"size {size!r} after the colon is not one of {', '.join(SIZES)}")
+    return ConfigDict(
+        {
+            "phase": "",  # corpus | annotate | sft | reward_model | rl | evaluate | export
+            "phases": (),  # several, run in order; empty: only `phase`
+            "per_phase": {},  # per_phase.<phase>.<field>: what differs in one of `phases`
+            "seed": 0,
+            "steps": 100,  # optimizer updates
+            "batch_size": 16,  # sft: packed rows; reward_model: pairs; rl: questions
+            "model": {
+                "init": "",  # hub id, directory (Hugging Face or WORKDIR/<phase>); empty: fresh
+                "tokenizer": "",  # hub id or directory; empty: the one beside the weights
+                "param_dtype": "float32",
+                "compute_dtype": "float32",
+                "remat": "none",  # none | dots | full
+                "lora_rank": 0,  # 0: train all weights
+                "lora_alpha": 16.0,
+                **SIZES[size],  # the shape of fresh weights; ignored when `init` is given
+            },
+            "reward_model": {
+                "init": "",  # as model.init, an encoder or a decoder; empty: see each phase
+                "tokenizer": "",
+                "param_dtype": "float32",
+                "compute_dtype": "float32",
+                "remat": "none",
+                "pooling": "mean",  # mean | cls (encoders) | last (decoders)
+                "max_tokens": 512,  # of a question or an answer; longer texts are cut
+                "temperature": 0.05,  # of InfoNCE
+                "margin": 0.2,  # of the triplet loss on cosine distance
+                "triplet_weight": 1.0,
+                "info_nce_weight": 1.0,
+                # The shape of fresh weights (BERT), ignored when `init` is given.
+                "vocab_size": 3072,
+                "width": 128,
+                "mlp_width": 256,
+                "num_layers": 1,
+                "num_heads": 2,
+            },
+            "data": {
+                "questions": "sample",  # file, folder, or sample (the embedded corpus)
+                "chains": "sample",
+                "language": "zh",  # zh | en: the system prompt, and which half of the sample
+                "validation_fraction": 0.1,
+                "test_fraction": 0.1,
+                "max_prompt_tokens": 1024,
+                "max_completion_tokens": 2048,
+                "overlong": "error",  # error | reject: texts longer than the two fields above
+                "max_rejected": 0.1,  # share of unreadable records above which a run stops
+            },
+            "optimizer": {
+                "learning_rate": 1e-5,
+                "warmup_steps": 10,
+                "schedule": "cosine",  # constant | linear | cosine
+                "final_fraction": 0.1,  # of the peak, where the decay ends
+                "weight_decay": 0.01,
+                "clip_norm": 1.0,
+                "b1": 0.9,
+                "b2": 0.95,
+                "eps": 1e-8,
+            },
+            "sampling": {
+                "temperature": 1.0,
+                "top_p": 1.0,
+                "top_k": 0,  # 0: off
+                "prompts_per_batch": 16,  # decoded side by side
+            },
+            "sft": {
+                "row_tokens": 2048,  # of a packed row
+                "sample_every": 100,  # updates between printed sample completions; 0: never
+                "samples": 16,  # completions per measurement of chain validity
+            },
+            "rl": {
+                "group_size": 8,  # completions per question
+                "minibatches": 1,  # updates per rollout batch
+                "rows_per_pass": 16,  # completions whose activations are held at a time
+                "advantage": "grpo",  # grpo | dr_grpo | gdpo
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+                "kl_weight": 0.01,
+                "kl_estimator": "k3",  # k2 | k3, in the loss, to the initial policy
+                "aggregation": "sequence_mean",  # sequence_mean | token_mean | constant_length
+                "answer_reward": "continuous",  # continuous | binary (the paper's)
+                "format_weight": 1.0,
+                "answer_weight": 1.0,
+                "echo_weight": 0.5,
+                "rollout_examples": 2,  # whole rollouts written to rollouts.jsonl per step
+                "eval_questions": 16,  # held-out questions, before and after
+                "eval_samples": 4,  # completions of each
+            },
+            "evaluate": {
+                "questions": 32,  # of the test split; 0: all
+                "samples": 1,
+            },
+            "export": {
+                "dtype": "",  # float32 | bfloat16 | float16; empty: as trained
+                "max_shard_bytes": 5_000_000_000,
+            },
+            "mesh": {
+                "data": -1,  # -1: all devices that the other axes leave
+                "fsdp": 1,
+                "tensor": 1,
+                "rules": (
+                    ("vocab", ("tensor", "fsdp")),
+                    ("heads", "tensor"),
+                    ("kv_heads", "tensor"),
+                    ("mlp", "tensor"),
+                    ("embed", "fsdp"),
+                ),
+            },
+            "checkpoint": {"every": 100, "keep": 2},  # updates; newest ones kept
+            "log": {"every": 10, "validate_every": 50},  # updates
+        },
+    ).lock()
+
+
+def _qwen3(name: str, width: int, mlp: int, layers: int, heads: int, tied: bool) -> dict:
+    return {
+        "init": f"Qwen/{name}",
+        "vocab_size": 151_936,
+        "width": width,
+        "mlp_width": mlp,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "tie_embeddings": tied,
+        "max_positions": 40_960,
+        "compute_dtype": "bfloat16",
+        "remat": "full",
+    }
+
+
+SIZES = {
+    "tiny": {
+        "vocab_size": 512,
+        "width": 128,
+        "mlp_width": 384,
+        "num_layers": 3,
+        "num_heads": 2,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "tie_embeddings": True,
+        "max_positions": 4096,
+    },
+    # The published shapes of Qwen3 (https://arxiv.org/abs/2505.09388).
+    "qwen3_0p6b": _qwen3("Qwen3-0.6B", 1024, 3072, 28, 16, True),
+    "qwen3_1p7b": _qwen3("Qwen3-1.7B", 2048, 6144, 28, 16, True),
+    "qwen3_4b": _qwen3("Qwen3-4B", 2560, 9728, 36, 32, True),
+    "qwen3_8b": _qwen3("Qwen3-8B", 4096, 12288, 36, 32, False),
+}

@@ -1,0 +1,19 @@
+"""Write a trained model as a Hugging Face directory that transformers, vLLM and SGLang load.
+
+    python -m empathy_jax.main --config=configs/export.py --workdir=runs/a
+
+exports the newest model of runs/a (rl, else sft) to runs/a/export/hf; any other with
+--config.model.init=WORKDIR/<phase>, a directory or a hub id. Imported weights that were not trained
+go through byte for byte. --config.export.dtype=bfloat16 halves float32 weights.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    config = common.get_config(size)
+    config.phase = "export"
+    config.model.init = ""  # the newest of WORKDIR; the size only sets dtypes
+    return config

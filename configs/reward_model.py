@@ -1,0 +1,32 @@
+"""The reward model: tell an answer to a question from answers to others.
+
+    python -m empathy_jax.main --config=configs/reward_model.py --workdir=runs/a \
+        --config.reward_model.init=BAAI/bge-small-zh-v1.5 --config.reward_model.pooling=cls \
+        --config.data.questions=questions.jsonl
+
+Without `reward_model.init` a small encoder is trained from scratch, `:tiny` on the embedded sample.
+The sizes name the policy that the run belongs to; the reward model is an encoder of its own.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    config = common.get_config(size)
+    config.phase = "reward_model"
+    if size == "tiny":
+        config.steps = 150
+        config.batch_size = 32
+        config.optimizer.learning_rate = 2e-3
+    else:
+        config.reward_model.init = "Qwen/Qwen3-Embedding-0.6B"
+        config.reward_model.pooling = "last"
+        config.reward_model.max_tokens = 1024
+        config.reward_model.compute_dtype = "bfloat16"
+        config.steps = 2000
+        config.batch_size = 256
+        config.optimizer.learning_rate = 1e-5
+    config.optimizer.warmup_steps = 20
+    return config

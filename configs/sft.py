@@ -1,0 +1,32 @@
+"""Stage one: teach a decoder the Chain of Empathy.
+
+    python -m empathy_jax.main --config=configs/sft.py:qwen3_8b --workdir=runs/a \
+        --config.data.chains=chains.jsonl
+
+`:tiny` trains fresh weights on the embedded sample, minutes on two CPU cores. The other sizes start
+from Qwen3's weights; `--config.model.init` takes any hub id or directory. Learning rate and epochs
+follow comparable systems (Psyche-R1, SoulChat2.0): 1e-5 for all weights, 1e-4 for adapters.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    config = common.get_config(size)
+    config.phase = "sft"
+    if size == "tiny":
+        config.steps = 300
+        config.batch_size = 8
+        config.sft.row_tokens = 2048
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.warmup_steps = 20
+        config.optimizer.weight_decay = 0.1
+    else:
+        config.steps = 1000
+        config.batch_size = 64
+        config.sft.row_tokens = 4096
+        config.optimizer.learning_rate = 1e-5
+        config.optimizer.warmup_steps = 30
+    return config

@@ -1,0 +1,180 @@
+"""Checkpoints: written in the background, verified when read, never half-believed.
+
+A checkpoint is a folder `<step>/` written by orbax, and beside it `<step>.json` with the SHA-256 of
+each of its files, written once orbax has committed the folder. Reading takes the newest checkpoint
+whose files still have these digests, and says which newer ones it had to pass over.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from empathy_jax import files, pytree
+
+# What orbax writes beside the arrays themselves (metadata, commit markers), generously.
+OVERHEAD_BYTES = 1 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used as asked; the message says why and what to change."""
+
+
+class Checkpointer:
+    """Saves the checkpoints of one run; at most one save is under way at a time.
+
+    Args:
+      folder: `WORKDIR/<phase>/checkpoints`.
+      keep: how many of the newest checkpoints stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self._folder, self._keep = folder.absolute(), keep
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._pending: tuple[int, Any] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to save `state` (a dict of pytrees) as `step`; returns before the disk has it.
+
+        Raises:
+          OSError: when the disk cannot hold it; nothing is written then.
+        """
+        self.wait()
+        if _manifest(self._folder, step).exists():
+            return
+        files.require_space(self._folder, pytree.tree_bytes(state) + OVERHEAD_BYTES)
+        response = ocp.save_checkpointables_async(self._folder / str(step), state, overwrite=True)
+        self._pending = step, response
+
+    def wait(self) -> None:
+        """Wait for the save under way, note its digests, and drop checkpoints beyond `keep`."""
+        if self._pending is None:
+            return
+        step, response = self._pending
+        self._pending = None
+        try:
+            response.result()
+            files.write_json(_manifest(self._folder, step), _digests(self._folder / str(step)))
+        except Exception as error:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            raise OSError(f"checkpoint {step} in {self._folder} was not written: {error}") from error
+        for old in steps(self._folder)[: -self._keep]:
+            _manifest(self._folder, old).unlink(missing_ok=True)
+            shutil.rmtree(self._folder / str(old), ignore_errors=True)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the committed checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def newest_sound_step(folder: Path) -> int | None:
+    """The newest checkpoint whose files are what was written; None when there is no checkpoint.
+
+    Raises:
+      CheckpointError: when there are checkpoints and every one is damaged.
+    """
+    folder = folder.absolute()
+    found = [step for step in steps(folder) if _manifest(folder, step).exists()]
+    problems = []
+    for step in reversed(found):
+        problem = _damage(folder, step)
+        if problem is None:
+            for line in problems:
+                logging.warning("passed over %s", line)
+            return step
+        problems.append(f"checkpoint {step} in {folder}: {problem}")
+    if problems:
+        raise CheckpointError(
+            "every checkpoint is damaged; restore them from a copy or delete the folder to start "
+            "anew:\n  " + "\n  ".join(problems)
+        )
+    return None
+
+
+def restore(folder: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Read parts of checkpoint `step` in the shapes, dtypes and shardings of `abstract`.
+
+    Args:
+      folder: `WORKDIR/<phase>/checkpoints`.
+      step: one of `steps(folder)`.
+      abstract: the parts wanted, e.g. {"model": ...}, leaves `jax.ShapeDtypeStruct`.
+
+    Raises:
+      CheckpointError: lists every missing, unexpected and mis-shaped array at once.
+    """
+    path = folder.absolute() / str(step)
+    stored = ocp.checkpointables_metadata(path).metadata
+    problems = []
+    for name, tree in abstract.items():
+        if name not in stored:
+            problems.append(f"missing: {name} (the checkpoint has {', '.join(sorted(stored))})")
+            continue
+        problems += _differences(name, tree, stored[name])
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {path} is of another architecture; config.model and the checkpoint "
+            f"differ in {len(problems)} arrays:\n  " + "\n  ".join(problems)
+        )
+    return ocp.load_checkpointables(path, abstract)
+
+
+def _differences(name: str, wanted: Any, stored: Any) -> list[str]:
+    wanted, stored = _shapes(wanted), _shapes(stored)
+    lines = [f"missing: {name}/{key}" for key in sorted(wanted.keys() - stored.keys())]
+    lines += [f"unexpected: {name}/{key}" for key in sorted(stored.keys() - wanted.keys())]
+    lines += [
+        f"mis-shaped: {name}/{key} is {stored[key]}, wanted {wanted[key]}"
+        for key in sorted(wanted.keys() & stored.keys())
+        if stored[key] != wanted[key]
+    ]
+    return lines
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path): (
+            tuple(leaf.shape)
+        )
+        for path, leaf in leaves
+    }
+
+
+def _manifest(folder: Path, step: int) -> Path:
+    return folder / f"{step}.json"
+
+
+def _digests(path: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(path)): files.sha256(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def _damage(folder: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    path = folder / str(step)
+    try:
+        wanted = json.loads(_manifest(folder, step).read_text(encoding="utf-8"))
+    except ValueError:
+        return "its list of digests cannot be read"
+    for name, digest in wanted.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if files.sha256(path / name) != digest:
+            return f"{name} was changed after it was written"
+    return None

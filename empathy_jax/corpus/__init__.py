@@ -1,0 +1,1 @@
+"""From raw dumps of counselling questions to clean records and splits."""

@@ -1,0 +1,1 @@
+"""Measures of generated chains and answers, and the page that reports them."""

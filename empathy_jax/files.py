@@ -1,0 +1,107 @@
+"""Files that are whole or absent: JSON written by rename, JSONL written line by line.
+
+A process may be killed, or a disk may fill up, between any two instructions. A reader of these files
+then finds every line that was finished and no part of one that was not.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def dumps(record: Any, **options: Any) -> str:
+    """JSON text of a record: UTF-8 characters kept as they are, NaN and infinity refused."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, **options)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or leave what was there (temporary sibling, flush, rename)."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise explain(error, path) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value as a whole, indented file."""
+    write_text(path, dumps(value, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: list[dict]) -> None:
+    """Write a whole JSONL file at once."""
+    write_text(path, "".join(dumps(record) + "\n" for record in records))
+
+
+def append_jsonl(path: Path, records: list[dict]) -> None:
+    """Append whole lines; when the disk refuses them, cut the file back to what it was.
+
+    Raises:
+      OSError: with the path, the reason and what to do, e.g. on a full disk.
+    """
+    data = "".join(dumps(record) + "\n" for record in records).encode("utf-8")
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab") as file:
+            file.write(data)
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, size)
+        raise explain(error, path) from error
+
+
+def read_jsonl(path: Path) -> Iterator[dict]:
+    """Records of a JSONL file that this program wrote; a cut last line is left out."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n") and line.strip():
+                yield json.loads(line)
+
+
+def keep_jsonl(path: Path, keep: Any) -> None:
+    """Rewrite a JSONL file with the records for which `keep(record)` is true, if it exists."""
+    if path.exists():
+        write_jsonl(path, [record for record in read_jsonl(path) if keep(record)])
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_space(path: Path, size: int) -> None:
+    """Refuse to begin a write of `size` bytes that the disk under `path` cannot hold.
+
+    Raises:
+      OSError: names the folder, the bytes needed and the bytes free.
+    """
+    free = shutil.disk_usage(path).free
+    if free < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"no space for {size / 2**20:.1f} MiB in {path}: {free / 2**20:.1f} MiB are free; "
+            "free some space or choose another --workdir",
+        )
+
+
+def explain(error: OSError, path: Path) -> OSError:
+    """The same error with the path and the way out in its message."""
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(path.parent).free
+        return OSError(
+            errno.ENOSPC,
+            f"no space left for {path}: {free / 2**20:.1f} MiB are free; "
+            "free some space or choose another --workdir",
+        )
+    return OSError(error.errno, f"cannot write {path}: {error.strerror}")

@@ -1,0 +1,94 @@
+"""The command line: `python -m empathy_jax.main --config=configs/rl.py:tiny --workdir=runs/a`.
+
+A config names one phase, or several in order. Bad input ends in one clear line and exit status 1;
+`--verbosity=1` adds the traceback.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "A file of configs/, with a size after a colon.")
+flags.DEFINE_string("workdir", "", "Folder of the run; each phase writes to its own folder in it.")
+
+PHASES = ("sft", "reward_model", "rl", "evaluate", "export")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"not a flag: {' '.join(argv[1:])} (flags begin with --)")
+    try:
+        run(FLAGS.config, FLAGS.workdir)
+    except (ValueError, OSError) as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
+    """Run the phases of a config in order; returns the summary of each."""
+    if not workdir:
+        raise ValueError("--workdir is empty; name the folder that this run writes to")
+    phases = config.phases or (config.phase,)
+    for phase in phases:
+        if phase not in PHASES:
+            raise ValueError(f"config.phase {phase!r} is not one of {', '.join(PHASES)}")
+    summaries = {}
+    for phase in phases:
+        summaries[phase] = run_phase(phase_config(config, phase), Path(workdir))
+    if len(phases) > 1:
+        from empathy_jax.training import overview
+
+        overview.show(Path(workdir), summaries)
+    return summaries
+
+
+def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
+    """The values of one of several phases: the shared ones, then those of `per_phase.<phase>`.
+
+    A later phase takes the model that an earlier phase of the same chain has made.
+    """
+    phases = tuple(config.phases)
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        changes = own.per_phase.get(phase, ConfigDict())
+        own.phase, own.phases, own.per_phase = phase, (), ConfigDict()
+    own.update(changes)
+    if phase in phases:
+        earlier = phases[: phases.index(phase)]
+        if "sft" in earlier or "rl" in earlier:
+            own.model.init, own.model.tokenizer = "", ""
+        if "reward_model" in earlier:
+            own.reward_model.init, own.reward_model.tokenizer = "", ""
+    return own
+
+
+def run_phase(config: ConfigDict, workdir: Path) -> dict:
+    """Run one phase; what it needs is imported only here."""
+    if config.phase == "sft":
+        from empathy_jax.training import sft as phase
+    elif config.phase == "reward_model":
+        from empathy_jax.training import reward_model as phase
+    elif config.phase == "rl":
+        from empathy_jax.training import rl as phase
+    elif config.phase == "evaluate":
+        from empathy_jax.training import evaluate as phase
+    else:
+        from empathy_jax.training import export as phase
+    return phase.run(config, workdir)
+
+
+def cli() -> None:
+    """Entry point: `empathy_jax` and `python -m empathy_jax.main`."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.WARNING)
+    flags.mark_flags_as_required(["config"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,137 @@
+"""What a person sees of a run: metrics as JSONL and TensorBoard events, a progress bar or plain lines."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from empathy_jax import files
+
+
+class MetricWriter:
+    """Writes scalars of one phase to `metrics.jsonl` and to TensorBoard event files.
+
+    Holds open files; use as a context manager. With `resume_step`, what an interrupted run had
+    written after that step is dropped, so that a resumed run's files equal an undisturbed run's.
+    """
+
+    def __init__(self, folder: Path, resume_step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        files.keep_jsonl(self._path, lambda record: 0 < resume_step >= record["step"])
+        self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append one line and one event per scalar; non-finite values are written as null."""
+        scalars = {name: float(value) for name, value in scalars.items()}
+        finite = {name: value if _is_finite(value) else None for name, value in scalars.items()}
+        files.append_jsonl(self._path, [{"step": step, **finite}])
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._events.close()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Progress:
+    """A progress bar with ETA on a terminal; elsewhere a plain line with ETA every `every` steps."""
+
+    def __init__(self, name: str, steps: int, start: int = 0, every: int = 10):
+        self._name, self._steps, self._start, self._every = name, steps, start, every
+        self._began = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Show that `step` steps are done, with the first few figures of the last one."""
+        text = " ".join(f"{name}={value:.4g}" for name, value in list(scalars.items())[:4])
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step % self._every == 0 or step == self._steps:
+            elapsed = time.monotonic() - self._began
+            eta = elapsed / max(step - self._start, 1) * (self._steps - step)
+            print(f"[{self._name}] step {step}/{self._steps} eta {eta:.0f}s {text}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Print lines without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Recorder:
+    """Metrics of a training loop, read one step late so that the device never waits for the host.
+
+    `push` is given the metrics of the step just dispatched, still on the device, and writes those of
+    the step before. A loss or gradient norm that is not a number stops the run at once, before a
+    checkpoint can hold what it spoilt (`flush` precedes every save).
+    """
+
+    def __init__(self, folder: Path, name: str, start: int, steps: int, every: int):
+        self._writer = MetricWriter(folder, start)
+        self._progress = Progress(name, steps, start, every)
+        self._every, self._steps = every, steps
+        self._pending: tuple[int, Mapping[str, Any], float] | None = None
+        self._dispatched = time.monotonic()
+        self.say = self._progress.say
+        self.write = self._writer.write
+
+    def push(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Note the metrics of `step`, not read yet; write those of the step before."""
+        self.flush()
+        now = time.monotonic()
+        self._pending = (step, metrics, now - self._dispatched)
+        self._dispatched = now
+
+    def flush(self) -> None:
+        """Write what is noted.
+
+        Raises:
+          ValueError: when the loss or the gradient norm is not finite; names step and metric.
+        """
+        if self._pending is None:
+            return
+        step, metrics, seconds = self._pending
+        self._pending = None
+        scalars = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        for name in ("loss", "grad_norm"):
+            if not _is_finite(scalars.get(name, 0.0)):
+                raise ValueError(
+                    f"step {step}: {name} is {scalars[name]}; the last checkpoint is from before. "
+                    "Lower config.optimizer.learning_rate or config.optimizer.clip_norm"
+                )
+        if step % self._every == 0 or step == self._steps:
+            self._writer.write(step, {**scalars, "seconds": seconds})
+        self._progress.update(step, scalars)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.close()
+        self._writer.close()
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and value not in (float("inf"), float("-inf"))

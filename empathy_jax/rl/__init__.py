@@ -1,0 +1,1 @@
+"""The maths of reinforcement learning, one idea a function."""

@@ -1,0 +1,338 @@
+"""What the phases share: named random streams, model folders, and sharded train state."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from empathy_jax import checkpoint, files, sharding
+from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.models import decoder, encoder, hf, lora
+from empathy_jax.models.rope import RopeScaling
+from empathy_jax.sharding import Layout
+
+STREAMS = {"init": 0, "lora": 1, "sample": 2, "rollout": 3, "evaluate": 4}
+LOGIT_CHUNK = 256  # positions whose logits are held at a time
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The root key of one named stream; fold in the step to draw."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model in use.
+
+    Attributes:
+      config: the architecture.
+      variables: `params`, and `lora` where there are adapters.
+      tokenizer: with our chat template.
+      hf_config: the config.json that the weights were imported with; None for fresh ones.
+      pooling: how a reward model pools hidden states; None for a policy.
+    """
+
+    config: decoder.DecoderConfig | encoder.EncoderConfig
+    variables: dict[str, Any]
+    tokenizer: PreTrainedTokenizerFast
+    hf_config: dict | None = None
+    pooling: str | None = None
+
+    @property
+    def module(self) -> ModuleType:
+        """The functions that run this architecture."""
+        return module_of(self.config)
+
+
+def module_of(config: decoder.DecoderConfig | encoder.EncoderConfig) -> ModuleType:
+    """`models.decoder` or `models.encoder`."""
+    return decoder if isinstance(config, decoder.DecoderConfig) else encoder
+
+
+# --- model folders ---
+
+
+def save_model_folder(folder: Path, model: Model) -> None:
+    """Write what a run's checkpoints lack: `model.json` and `tokenizer/`."""
+    tokenizers.save(model.tokenizer, folder / "tokenizer")
+    described = {
+        "kind": "decoder" if model.module is decoder else "encoder",
+        "config": dataclasses.asdict(model.config),
+        "hf_config": model.hf_config,
+        "pooling": model.pooling,
+    }
+    files.write_json(folder / "model.json", described)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is `WORKDIR/<phase>` of a training phase."""
+    return (path / "model.json").exists()
+
+
+def load_model(
+    init: str, section: ConfigDict, field: str, language: str | None, layout: Layout
+) -> Model:
+    """Architecture, weights and tokenizer from a run's folder, a Hugging Face directory or a hub id.
+
+    Args:
+      init: `WORKDIR/<phase>`, a local directory, or a hub id.
+      section: `config.model` or `config.reward_model`: dtypes, remat, adapters, tokenizer.
+      field: that section's name, for messages.
+      language: of the system prompt in the chat template; None for a reward model, which has none.
+      layout: where the weights are laid out.
+
+    Returns:
+      The model; adapters of a finished run are merged into its weights, new ones are not made yet.
+
+    Raises:
+      ValueError: for a missing place, unfitting tensors, or a tokenizer with too many tokens.
+    """
+    path = Path(init)
+    if is_run(path):
+        model = _load_run(path, layout)
+    else:
+        model = _load_hugging_face(init, section.param_dtype, field, layout)
+    fields = ("param_dtype", "compute_dtype", "remat", "lora_rank", "lora_alpha")
+    config = dataclasses.replace(
+        model.config, **{name: section[name] for name in fields if name in section}
+    )
+    source = section.tokenizer or (str(path / "tokenizer") if is_run(path) else init)
+    if language is None:
+        tokenizer = tokenizers.load_plain(source, config.vocab_size)
+    else:
+        tokenizer = tokenizers.load(source, language, config.vocab_size)
+    return dataclasses.replace(model, config=config, tokenizer=tokenizer)
+
+
+def _load_run(path: Path, layout: Layout) -> Model:
+    described = json.loads((path / "model.json").read_text(encoding="utf-8"))
+    config = _config_from_json(described["kind"], described["config"])
+    step = checkpoint.newest_sound_step(path / "checkpoints")
+    if step is None:
+        raise ValueError(f"{path} has no checkpoint yet; train it first")
+    wanted = {"model": abstract_variables(config, layout)}
+    variables = checkpoint.restore(path / "checkpoints", step, wanted)["model"]
+    params = variables["params"]
+    if "lora" in variables:
+        params = lora.merge(params, variables["lora"], config)
+    return Model(config, {"params": params}, None, described["hf_config"], described["pooling"])
+
+
+def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encoder.EncoderConfig:
+    if kind == "encoder":
+        return encoder.EncoderConfig(**values)
+    scaling = values["rope_scaling"]
+    return decoder.DecoderConfig(
+        **{**values, "rope_scaling": None if scaling is None else RopeScaling(**scaling)}
+    )
+
+
+def _load_hugging_face(init: str, dtype: str, field: str, layout: Layout) -> Model:
+    folder = hf.resolve(init, f"{field}.init")
+    config = hf.read_config(folder)
+    params = hf.load_params(folder, config, dtype)
+    shardings = sharding.param_shardings(params, module_of(config).param_table(config), layout)
+    hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Model(config, {"params": jax.device_put(params, shardings)}, None, hf_config)
+
+
+def load_policy(
+    config: ConfigDict, workdir: Path, layout: Layout, texts: Callable[[], list[str]] | None = None
+) -> Model:
+    """The decoder that a phase starts from.
+
+    `config.model.init` if it is given; else, for the phase `sft` (which passes `texts`), fresh
+    weights and, without `config.model.tokenizer`, a tokenizer learnt from `texts()`; else the
+    newest of WORKDIR/rl and WORKDIR/sft that stands before this phase.
+    """
+    section, language = config.model, config.data.language
+    init = section.init
+    if not init and texts is None:
+        earlier = ("sft",) if config.phase == "rl" else ("rl", "sft")
+        init = find_run(workdir, earlier, "config.model.init")
+    if init:
+        model = load_model(init, section, "config.model", language, layout)
+        if model.module is not decoder:
+            raise ValueError(
+                f"config.model.init is {init!r}, an encoder ({type(model.config).__name__}); a "
+                "policy is a decoder: Qwen3, Qwen2 or Llama"
+            )
+        return model
+    if section.tokenizer:
+        tokenizer = tokenizers.load(section.tokenizer, language, section.vocab_size)
+    else:
+        learnt = tokenizers.train(texts(), section.vocab_size)
+        tokenizer = tokenizers.set_chat_template(learnt, language)
+    fields = {field.name for field in dataclasses.fields(decoder.DecoderConfig)}
+    architecture = decoder.DecoderConfig(
+        **{name: value for name, value in section.items() if name in fields}
+    )
+    params = fresh_params(stream(config.seed, "init"), architecture, layout)
+    return Model(architecture, {"params": params}, tokenizer)
+
+
+def find_run(workdir: Path, phases: tuple[str, ...], field: str) -> str:
+    """The first of `WORKDIR/<phase>` that is a trained model.
+
+    Raises:
+      ValueError: says which phases to run first, or which field to set.
+    """
+    for phase in phases:
+        if is_run(workdir / phase):
+            return str(workdir / phase)
+    places = " or ".join(str(workdir / phase) for phase in phases)
+    raise ValueError(
+        f"{field} is empty and there is no trained model in {places}; run the phase "
+        f"{' or '.join(phases)} first with the same --workdir, or set {field} to a directory or hub id"
+    )
+
+
+def fresh_params(key: jax.Array, config: Any, layout: Layout) -> Any:
+    """Newly initialised parameters, made where they will lie."""
+    module = module_of(config)
+    shapes = jax.eval_shape(lambda key: module.init_params(key, config), key)
+    shardings = sharding.param_shardings(shapes, module.param_table(config), layout)
+    return jax.jit(lambda key: module.init_params(key, config), out_shardings=shardings)(key)
+
+
+def abstract_variables(config: Any, layout: Layout) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of an architecture's variables, adapters included."""
+    module, table = module_of(config), module_of(config).param_table(config)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = {"params": jax.eval_shape(lambda key: module.init_params(key, config), key)}
+    if config.lora_rank:
+        shapes["lora"] = jax.eval_shape(lambda key: module.init_lora(key, config), key)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        {name: sharding.param_shardings(tree, table, layout) for name, tree in shapes.items()},
+    )
+
+
+# --- train state ---
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What an update changes: `trainable` (weights or adapters) and the optimizer's moments."""
+
+    trainable: Any
+    opt_state: Any
+
+
+jax.tree_util.register_dataclass(TrainState, ["trainable", "opt_state"], [])
+
+
+def make_state(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, layout: Layout
+) -> tuple[TrainState, dict[str, Any], TrainState]:
+    """A fresh train state, the variables that it leaves alone, and the shardings of the state.
+
+    With `lora_rank` the adapters are trained and `frozen` is {"params": weights}; without, the
+    weights are trained and `frozen` is empty.
+    """
+    if model.config.lora_rank:
+        trainable = model.module.init_lora(stream(seed, "lora"), model.config)
+        frozen = model.variables
+    else:
+        trainable, frozen = model.variables["params"], {}
+    table = model.module.param_table(model.config)
+    shardings = sharding.param_shardings(trainable, table, layout)
+    trainable = jax.device_put(trainable, shardings)
+    opt_shardings = sharding.optimizer_shardings(optimizer, trainable, shardings, layout.mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
+    return TrainState(trainable, opt_state), frozen, TrainState(shardings, opt_shardings)
+
+
+def join(trainable: Any, frozen: dict[str, Any]) -> dict[str, Any]:
+    """The variables of a model from the part that is trained and the part that is not."""
+    return {**frozen, "lora" if frozen else "params": trainable}
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state after one optimizer step."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    return TrainState(optax.apply_updates(state.trainable, updates), opt_state)
+
+
+def checkpoint_items(state: TrainState, frozen: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a checkpoint: `model` (every variable) and `optimizer`."""
+    return {"model": join(state.trainable, frozen), "optimizer": state.opt_state}
+
+
+def restore_state(
+    folder: Path, state: TrainState, frozen: dict[str, Any]
+) -> tuple[int, TrainState]:
+    """The newest sound checkpoint of this run as (step, state), or (0, `state`) without one."""
+    step = checkpoint.newest_sound_step(folder)
+    if step is None:
+        return 0, state
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        checkpoint_items(state, frozen),
+    )
+    items = checkpoint.restore(folder, step, wanted)
+    return step, TrainState(items["model"]["lora" if frozen else "params"], items["optimizer"])
+
+
+def accumulate(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], trainable: Any, batch: Any, rows: int
+) -> tuple[tuple[jax.Array, Any], Any]:
+    """Value and gradient of a loss that is a sum over rows, `rows` of them at a time.
+
+    Activations of one part are held at a time. Parts are taken with a stride, so that a batch that
+    is cut over devices along its rows is cut the same way in every part and nothing is moved.
+
+    Args:
+      loss_fn: (trainable, batch) to (sum, auxiliary sums).
+      trainable: what is differentiated.
+      batch: arrays [B, ...].
+      rows: rows per part; B is a multiple of it.
+
+    Returns:
+      ((sum, auxiliary sums), gradient), as `jax.value_and_grad(..., has_aux=True)` on the whole.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size <= rows:
+        return grad_fn(trainable, batch)
+    if size % rows:
+        raise ValueError(
+            f"a batch of {size} rows cannot be taken {rows} at a time; choose a divisor"
+        )
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(rows, size // rows, *leaf.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(lambda a, b: a + b, total, grad_fn(trainable, part)), None
+
+    zeros = jax.tree.map(
+        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda leaf: leaf[0], parts)),
+    )
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A host batch on the mesh, its leading axis over the data axes."""
+    return jax.device_put(dict(batch), sharding.batch_sharding(mesh))
+
+
+def mean_and_error(values: Any) -> tuple[float, float]:
+    """Mean and its standard error (0 for fewer than two values)."""
+    values = np.asarray(values, np.float64)
+    error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else 0.0
+    return float(values.mean()), float(error)

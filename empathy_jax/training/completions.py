@@ -1,0 +1,111 @@
+"""Completions of questions with the engine, judged and ready to be written or shown."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from empathy_jax import chain_of_empathy
+from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.generation import engine
+from empathy_jax.training.common import Model
+
+
+def sampling(config: ConfigDict) -> engine.SamplingConfig:
+    """The engine's settings from `config.sampling` and the completion limit."""
+    return engine.SamplingConfig(
+        max_new_tokens=config.data.max_completion_tokens,
+        temperature=config.sampling.temperature,
+        top_k=config.sampling.top_k,
+        top_p=config.sampling.top_p,
+    )
+
+
+def generate(
+    key: jax.Array,
+    variables: dict[str, Any],
+    model: Model,
+    prompts: list[list[int]],
+    config: ConfigDict,
+    samples_per_prompt: int = 1,
+) -> engine.Completions:
+    """Sampled completions of prompts, those of one prompt side by side."""
+    return engine.generate(
+        variables["params"],
+        model.config,
+        prompts,
+        key=key,
+        sampling=sampling(config),
+        eos_ids=(model.tokenizer.eos_token_id,),
+        pad_id=model.tokenizer.pad_token_id,
+        samples_per_prompt=samples_per_prompt,
+        prompts_per_batch=config.sampling.prompts_per_batch,
+        lora=variables.get("lora"),
+    )
+
+
+def complete(
+    key: jax.Array,
+    variables: dict[str, Any],
+    model: Model,
+    questions: list[dict],
+    config: ConfigDict,
+    samples_per_prompt: int = 1,
+) -> list[dict]:
+    """Judged completions of questions, those of one question side by side; see `judged`."""
+    prompts = [tokenizers.prompt_ids(model.tokenizer, record["question"]) for record in questions]
+    done = generate(key, variables, model, prompts, config, samples_per_prompt)
+    return judged([record for record in questions for _ in range(samples_per_prompt)], model, done)
+
+
+def judged(questions: list[dict], model: Model, done: engine.Completions) -> list[dict]:
+    """One row per completion: id, question, completion, valid, rule, layers, chain, answer, tokens,
+    finished.
+
+    Args:
+      questions: the question record of each completion.
+      model: for its tokenizer.
+      done: what the engine made.
+    """
+    rows = []
+    for index, record in enumerate(questions):
+        length = int(done.lengths[index])
+        rows.append(
+            {"id": record["id"], "question": record["question"]}
+            | judge(model, done.tokens[index, :length])
+            | {"tokens": length, "finished": bool(done.finished[index])}
+        )
+    return rows
+
+
+def judge(model: Model, ids: Any) -> dict:
+    """A completion's text, verdict, layers and answer."""
+    text = tokenizers.decode(model.tokenizer, ids)
+    verdict = chain_of_empathy.verdict(text, tokenizers.control_tokens(model.tokenizer))
+    chain = verdict.chain
+    return {
+        "completion": text,
+        "valid": verdict.valid,
+        "rule": verdict.rule,
+        "layers": dict(verdict.layers),
+        "chain": None
+        if chain is None
+        else {name: getattr(chain, name) for name in chain_of_empathy.LAYERS},
+        "answer": None if chain is None else chain.answer,
+    }
+
+
+def show(row: dict) -> str:
+    """A completion for a person's eyes: the question's start, then the four layers and the answer."""
+    lines = [f"  question  {_shorten(row['question'])}"]
+    if row["valid"]:
+        lines += [f"  {name}        {_shorten(text)}" for name, text in row["chain"].items()]
+        lines.append(f"  answer    {_shorten(row['answer'])}")
+    else:
+        lines.append(f"  {row['rule']}: {_shorten(row['completion'])}")
+    return "\n".join(lines)
+
+
+def _shorten(text: str, width: int = 90) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[:width] + "…"

@@ -1,0 +1,126 @@
+"""The phase `export`: a model as a Hugging Face directory that transformers and servers load.
+
+An import without training goes through untouched: same tensor names, same bytes. What is written is
+whole or absent: everything goes to a sibling folder that is renamed at the end.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from empathy_jax import files, pytree, sharding
+from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.models import decoder, hf
+from empathy_jax.training import common, model_card
+from empathy_jax.training import workdir as workdirs
+from empathy_jax.training.common import Model
+
+DTYPES = ("", "float32", "bfloat16", "float16")
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """Writes `hf/`: weights, config, tokenizer with our chat template, generation config, card."""
+    began = time.monotonic()
+    if config.export.dtype not in DTYPES:
+        raise ValueError(
+            f"config.export.dtype is {config.export.dtype!r}; allowed are float32, bfloat16, "
+            "float16, or nothing to keep the dtype of the weights"
+        )
+    folder = workdirs.open_phase(workdir, "export", config)
+    if (summary := workdirs.finished(folder)) is not None:
+        return summary
+    init = config.model.init or common.find_run(workdir, ("rl", "sft"), "config.model.init")
+    model = load(init, config)
+    directory = folder / "hf"
+    card = model_card.render(init, model, config)
+    write(directory, model, card, config.export.dtype, config.export.max_shard_bytes)
+
+    lines = usage(str(directory), model)
+    print(f"[export] {directory}; in transformers:", *lines, sep="\n  ", flush=True)
+    sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
+    figures = [
+        {"name": name, "before": None, "after": value}
+        for name, value in (
+            ("parameters", pytree.count_params(model.variables["params"])),
+            ("bytes of weights", sum(sizes)),
+        )
+    ]
+    more = {"model": init, "directory": str(directory), "usage": lines}
+    return workdirs.finish(folder, "export", began, figures, **more)
+
+
+def load(init: str, config: ConfigDict) -> Model:
+    """The model to export in the dtypes it is stored in, adapters merged.
+
+    Args:
+      init: `WORKDIR/<phase>`, a Hugging Face directory, or a hub id.
+      config: its `model.tokenizer`, `data.language` and `mesh` are read.
+
+    Raises:
+      ValueError: for a missing place, unfitting tensors, or a tokenizer that does not fit.
+    """
+    language, path = config.data.language, Path(init)
+    if common.is_run(path):
+        described = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        if described["pooling"] is not None:
+            language = None
+        layout = sharding.make_layout(config.mesh)
+        return common.load_model(init, config.model, "config.model", language, layout)
+    # Not through `load_model`, which casts all tensors to one dtype.
+    folder = hf.resolve(init)
+    architecture = hf.read_config(folder)
+    source = config.model.tokenizer or str(folder)
+    if common.module_of(architecture) is decoder:
+        tokenizer = tokenizers.load(source, language, architecture.vocab_size)
+    else:
+        tokenizer = tokenizers.load_plain(source, architecture.vocab_size)
+    params = hf.load_params(folder, architecture)
+    hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Model(architecture, {"params": params}, tokenizer, hf_config)
+
+
+def write(directory: Path, model: Model, card: str, dtype: str, max_shard_bytes: int) -> None:
+    """Write the whole directory, or nothing.
+
+    Args:
+      directory: where; what a killed run has left beside it is removed.
+      model: with adapters merged.
+      card: text of README.md.
+      dtype: of the written weights; empty: as they are.
+      max_shard_bytes: size above which the weights are spread over several files.
+
+    Raises:
+      OSError: when the disk cannot hold it; nothing is left behind then.
+    """
+    for stale in directory.parent.glob(f".{directory.name}.*"):
+        shutil.rmtree(stale)
+    params, tokenizer = model.variables["params"], model.tokenizer
+    files.require_space(directory.parent, pytree.tree_bytes(params))
+    # Generation stops at the end of the turn, whatever the base model stopped at.
+    tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with hf.whole_directory(directory) as folder:
+        hf.save_model(
+            folder,
+            model.config,
+            params,
+            dtype=dtype or None,
+            max_shard_bytes=max_shard_bytes,
+            source_config=model.hf_config,
+            generation_config={name: id_ for name, id_ in tokens.items() if id_ is not None},
+        )
+        tokenizers.save(tokenizer, folder)
+        files.write_text(folder / "README.md", card)
+
+
+def usage(directory: str, model: Model) -> list[str]:
+    """Two lines of Python that load an exported directory in transformers."""
+    name = "AutoModelForCausalLM" if model_card.is_policy(model) else "AutoModel"
+    load = ", ".join(f"{kind}.from_pretrained({directory!r})" for kind in (name, "AutoTokenizer"))
+    return [f"from transformers import {name}, AutoTokenizer", f"model, tokenizer = {load}"]

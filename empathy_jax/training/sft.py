@@ -1,0 +1,175 @@
+"""Stage one: supervised fine-tuning on chains, with the loss on what the model writes.
+
+Cross-entropy of the completion's tokens (four layers, answer, end token) given the prompt, over rows
+that hold several packed examples which cannot see one another.
+"""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from empathy_jax import files, losses, sharding
+from empathy_jax.checkpoint import Checkpointer
+from empathy_jax.data import examples as examples_lib
+from empathy_jax.data import pipeline
+from empathy_jax.metric_writer import Recorder
+from empathy_jax.models import decoder
+from empathy_jax.models.attention import causal_mask
+from empathy_jax.optimizer import make_optimizer
+from empathy_jax.training import common, completions, inputs
+from empathy_jax.training import workdir as workdirs
+from empathy_jax.training.common import TrainState
+
+
+def loss_fn(
+    trainable: Any, frozen: dict[str, Any], config: decoder.DecoderConfig, batch: dict[str, Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats summed over the counted tokens of a packed batch.
+
+    Args:
+      trainable: the parameters, or the adapters when `frozen` holds the parameters.
+      frozen: what the update leaves alone.
+      config: the architecture.
+      batch: tokens, targets, loss_mask, segment_ids, positions, each [B, T].
+
+    Returns:
+      (sum, number of counted tokens).
+    """
+    variables = common.join(trainable, frozen)
+    hidden, _ = decoder.hidden_states(
+        variables["params"],
+        config,
+        batch["tokens"],
+        batch["positions"],
+        causal_mask(batch["segment_ids"]),
+        lora=variables.get("lora"),
+    )
+    log_probs, _ = losses.token_log_probs_from_hidden(
+        variables["params"], config, hidden, batch["targets"], common.LOGIT_CHUNK
+    )
+    return losses.cross_entropy_sum(log_probs, batch["loss_mask"])
+
+
+def update_fn(
+    state: TrainState,
+    frozen: dict[str, Any],
+    batch: dict[str, Any],
+    config: decoder.DecoderConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the mean loss of a batch; returns the new state and its metrics."""
+    (total, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.trainable, frozen, config, batch
+    )
+    count = jnp.maximum(count, 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    metrics = {"loss": total / count, "grad_norm": optax.global_norm(grads), "tokens": count}
+    return common.apply_gradients(state, grads, optimizer), metrics
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """The phase `sft`: reads chains; writes `checkpoints/`, `metrics.jsonl`, `samples.jsonl`."""
+    began = time.monotonic()
+    folder = workdirs.open_phase(workdir, "sft", config)
+    if (summary := workdirs.finished(folder)) is not None:
+        return summary
+    layout = sharding.make_layout(config.mesh)
+    mesh = layout.mesh
+
+    # Data and model.
+    records = inputs.read_chains(config, folder)
+    model = common.load_policy(
+        config, workdir, layout, lambda: inputs.training_texts(records["train"])
+    )
+    examples = inputs.build_examples(
+        records,
+        functools.partial(
+            examples_lib.sft_example,
+            tokenizer=model.tokenizer,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            max_completion_tokens=config.data.max_completion_tokens,
+        ),
+        config,
+        folder,
+    )
+    shape = (config.sft.row_tokens, config.batch_size, model.tokenizer.pad_token_id)
+    dataset = pipeline.packed_dataset(examples["train"], *shape, seed=config.seed)
+    validation = list(pipeline.padded_batches(examples["validation"], *shape))
+    common.save_model_folder(folder, model)
+
+    # State and compiled steps.
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state, frozen, shardings = common.make_state(model, optimizer, config.seed, layout)
+    start, state = common.restore_state(folder / "checkpoints", state, frozen)
+    update = jax.jit(
+        functools.partial(update_fn, config=model.config, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    evaluate = jax.jit(functools.partial(loss_fn, config=model.config))
+
+    def validation_loss(state: TrainState) -> float:
+        sums = [
+            evaluate(state.trainable, frozen, batch=common.put_batch(batch, mesh))
+            for batch in validation
+        ]
+        total, count = np.sum(jax.device_get(sums), axis=0)
+        return float(total / count)
+
+    def sample(state: TrainState, step: int, count: int) -> list[dict]:
+        key = jax.random.fold_in(common.stream(config.seed, "sample"), step)
+        variables = common.join(state.trainable, frozen)
+        questions = [records["validation"][i % len(records["validation"])] for i in range(count)]
+        rows = completions.complete(key, variables, model, questions, config)
+        files.append_jsonl(folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+        return rows
+
+    # Loop.
+    files.keep_jsonl(folder / "samples.jsonl", lambda row: 0 < start and row["step"] <= start)
+    with (
+        jax.set_mesh(mesh),
+        Recorder(folder, "sft", start, config.steps, config.log.every) as recorder,
+        Checkpointer(folder / "checkpoints", config.checkpoint.keep) as checkpointer,
+        workdirs.watch_sigterm() as sigterm,
+    ):
+        if start == 0:
+            rows = sample(state, 0, config.sft.samples)
+            recorder.write(0, {"validation_loss": validation_loss(state), **validity(rows)})
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = update(state, frozen, common.put_batch(dataset[step - 1], mesh))
+            recorder.push(step, metrics)
+            last = step == config.steps
+            if last or step % config.log.validate_every == 0:
+                loss = validation_loss(state)
+                recorder.write(step, {"validation_loss": loss})
+                recorder.say(f"[sft] step {step}: validation loss {loss:.4f}")
+            if not last and step % config.sft.sample_every == 0:
+                recorder.say(completions.show(sample(state, step, 1)[0]))
+            if last or sigterm or step % config.checkpoint.every == 0:
+                recorder.flush()
+                checkpointer.save(step, common.checkpoint_items(state, frozen))
+                if sigterm and not last:
+                    checkpointer.wait()
+                    raise workdirs.Preempted("sft", step)
+        rows = sample(state, config.steps, config.sft.samples)
+        recorder.write(config.steps, validity(rows))
+        recorder.say(completions.show(rows[0]))
+
+    figures = [
+        workdirs.figure(folder, "validation loss (nats per token)", "validation_loss"),
+        workdirs.figure(folder, "chain validity of samples", "validity"),
+    ]
+    return workdirs.finish(folder, "sft", began, figures)
+
+
+def validity(rows: list[dict]) -> dict[str, float]:
+    """Share of completions that are whole chains, with its standard error."""
+    mean, error = common.mean_and_error([row["valid"] for row in rows])
+    return {"validity": mean, "validity_error": error}

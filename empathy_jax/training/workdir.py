@@ -1,0 +1,159 @@
+"""The folder of a run: which run it holds, whether a phase is finished, and how it was made."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from empathy_jax import files
+
+# Fields that may change between a run and its resumption: they do not change what is computed.
+FREE_FIELDS = ("log", "checkpoint")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
+
+
+def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
+    """Make `WORKDIR/<phase>` ready, or refuse it when it holds a different run.
+
+    Returns:
+      The folder, holding `config.json` (resolved) and `environment.json`.
+
+    Raises:
+      ValueError: when the folder was made with other values; names each differing field.
+    """
+    folder = workdir / phase
+    resolved = json.loads(config.to_json_best_effort())
+    written = folder / "config.json"
+    if written.exists():
+        before = json.loads(written.read_text(encoding="utf-8"))
+        differing = [
+            f"config.{name} was {old!r} and is now {new!r}"
+            for name, old, new in _differences(before, resolved)
+            if name.split(".")[0] not in FREE_FIELDS
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} holds a different run: "
+                + "; ".join(differing)
+                + f". Give the former values to resume it, choose another --workdir, or delete {folder}"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty and has no config.json, so it is not a run of this program; "
+            "choose another --workdir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.explain(error, folder) from error
+    files.write_json(written, resolved)
+    files.write_json(folder / "environment.json", environment())
+    return folder
+
+
+def finished(folder: Path) -> dict | None:
+    """The summary of a phase that ran to its end, else None."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def figure(folder: Path, label: str, metric: str) -> dict:
+    """A measured figure of a phase: the first and the last value of a metric in metrics.jsonl.
+
+    With a metric `<name>_error` beside it, standard errors are given too.
+    """
+    rows = [row for row in files.read_jsonl(folder / "metrics.jsonl") if metric in row]
+    first, last = rows[0], rows[-1]
+    result = {"name": label, "before": first[metric], "after": last[metric]}
+    if f"{metric}_error" in first:
+        result["error_before"] = first[f"{metric}_error"]
+        result["error_after"] = last[f"{metric}_error"]
+    return result
+
+
+def finish(folder: Path, phase: str, began: float, figures: list[dict], **more: Any) -> dict:
+    """Write `summary.json`, the mark of a finished phase, and return it.
+
+    Args:
+      folder: `WORKDIR/<phase>`.
+      phase: its name.
+      began: `time.monotonic()` at the phase's start; a resumed run counts its last part.
+      figures: {"name", "before", "after", "error_before"?, "error_after"?} each.
+      more: further facts, JSON values.
+    """
+    seconds = round(time.monotonic() - began, 1)
+    summary = {"phase": phase, "seconds": seconds, "figures": figures, **more}
+    files.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def environment() -> dict:
+    """Versions, devices and the commit of the code, for `environment.json`."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "commit": _commit(),
+        "command": sys.argv,
+    }
+
+
+class Preempted(SystemExit):
+    """SIGTERM was received and the state is saved: says how to go on, exit status 0."""
+
+    def __init__(self, phase: str, step: int):
+        super().__init__(0)
+        print(
+            f"[{phase}] SIGTERM at step {step}: saved; the same command goes on from here",
+            flush=True,
+        )
+
+
+@contextmanager
+def watch_sigterm() -> Iterator[list[int]]:
+    """While active, SIGTERM is noted in the yielded list instead of ending the process."""
+    received: list[int] = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    except ValueError:  # not in the main thread: signals are the caller's affair
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            yield from _differences(
+                before.get(key), after.get(key), f"{name}.{key}" if name else key
+            )
+    elif before != after:
+        yield name, before, after
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package lies in; None when it was installed as a package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None

@@ -1,0 +1,61 @@
+"""Package metadata; `constraints.txt` pins the versions that are known to work together."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
+
+setup(
+    name="empathy_jax",
+    version="0.1.0",
+    description="A counselling language model that reasons before it replies: training to export.",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["empathy_jax", "empathy_jax.*"]),
+    package_data={"empathy_jax.corpus": ["sample/*.jsonl"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "datasets>=5",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "huggingface_hub>=1",
+        "jax>=0.10.2",
+        "jaxtyping>=0.3",
+        "jinja2>=3.1",  # transformers renders chat templates with it, and does not ask for it
+        "ml-collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
+        "safetensors>=0.5",
+        "tensorboardX>=2.6",
+        "tensorflow-text>=2.21",
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "transformers>=5",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "test": [
+            "beartype>=0.21",
+            "chex>=0.1.90",
+            "hypothesis>=6",
+            "psutil>=6",
+            "pytest>=9",
+            "pytest-xdist>=3.6",
+            "ruff>=0.15",
+            "torch==2.13.0",  # the oracle of the model tests; never imported by the package
+        ],
+    },
+    entry_points={"console_scripts": ["empathy_jax = empathy_jax.main:cli"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,224 @@
+"""The engine against whole forward passes, torch transformers, and itself in other batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from empathy_jax import losses
+from empathy_jax.generation import decode_step as decoding
+from empathy_jax.generation import engine
+from empathy_jax.generation.engine import SamplingConfig
+from empathy_jax.models import decoder
+from empathy_jax.models.attention import causal_mask
+
+RNG = np.random.default_rng(0)
+PROMPTS = [[int(t) for t in RNG.integers(3, 64, n)] for n in (5, 1, 9, 3, 7)]
+
+
+@pytest.fixture(scope="module")
+def params(tiny_decoder):
+    """Ten times the usual scale, so that attention matters and no two logits are near."""
+    fresh = decoder.init_params(jax.random.key(0), tiny_decoder)
+    return jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 2 else leaf, fresh)
+
+
+def complete(params, config, prompts=PROMPTS, sampling=None, **changes):
+    arguments = {"key": jax.random.key(7), "eos_ids": (), "pad_id": 0, "prompts_per_batch": 8}
+    sampling = sampling or SamplingConfig(12)
+    return engine.generate(params, config, prompts, sampling=sampling, **(arguments | changes))
+
+
+def hidden_of(params, config, tokens, lora=None):
+    tokens = jnp.asarray(tokens)[None]
+    positions = jnp.arange(tokens.shape[1])[None]
+    mask = causal_mask(jnp.ones_like(tokens))
+    return decoder.hidden_states(params, config, tokens, positions, mask, lora=lora)[0]
+
+
+def log_probs_of(params, config, prompt, completion, temperature, lora=None):
+    """Log-probs of a completion's tokens and their logits by one forward pass over the whole."""
+    hidden = hidden_of(params, config, [*prompt, *completion], lora)[0, len(prompt) - 1 : -1]
+    logits = decoder.logits(params, config, hidden) / temperature
+    return losses.token_log_probs(logits, jnp.asarray(completion)), logits
+
+
+def test_greedy_tokens_and_log_probs_are_those_of_the_whole_forward_pass(params, tiny_decoder):
+    """70 tokens: the cache grows once on the way."""
+    assert len(engine.segment_ends(70)) == 2
+    out = complete(params, tiny_decoder, sampling=SamplingConfig(70, temperature=0.0))
+    for prompt, tokens, log_probs in zip(PROMPTS, out.tokens, out.log_probs, strict=True):
+        expected, logits = log_probs_of(params, tiny_decoder, prompt, tokens, 1.0)
+        np.testing.assert_array_equal(tokens, np.argmax(logits, -1))
+        np.testing.assert_allclose(log_probs, expected, atol=2e-4)
+    assert len({tuple(row) for row in out.tokens}) == len(PROMPTS)
+
+
+def test_sampled_log_probs_are_what_the_trainer_computes(params, tiny_decoder):
+    sampling = SamplingConfig(12, temperature=0.8, top_k=20)
+    out = complete(params, tiny_decoder, sampling=sampling, samples_per_prompt=2)
+    for row, (tokens, log_probs) in enumerate(zip(out.tokens, out.log_probs, strict=True)):
+        expected, _ = log_probs_of(params, tiny_decoder, PROMPTS[row // 2], tokens, 0.8)
+        np.testing.assert_allclose(log_probs, expected, atol=2e-4)
+
+
+def test_decode_step_knows_biases_untied_heads_and_adapters(tiny_decoder):
+    config = dataclasses.replace(
+        tiny_decoder, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=False,
+        tie_embeddings=False, lora_rank=2,
+    )  # fmt: skip
+    key = jax.random.key(1)
+    trees = decoder.init_params(key, config), decoder.init_lora(key, config)
+    leaves, shape = jax.tree.flatten(trees)
+    keys = jax.random.split(key, len(leaves))
+    noise = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    params, lora = jax.tree.unflatten(shape, noise)
+    out = complete(params, config, lora=lora)
+    plain = complete(params, config)
+    for prompt, tokens, log_probs in zip(PROMPTS, out.tokens, out.log_probs, strict=True):
+        expected, _ = log_probs_of(params, config, prompt, tokens, 1.0, lora)
+        np.testing.assert_allclose(log_probs, expected, atol=2e-4)
+    assert not np.array_equal(out.tokens, plain.tokens)
+
+
+def torch_qwen3(params, config):
+    """The same decoder in torch, its weights placed by the parameter table."""
+    qwen = transformers.Qwen3Config(
+        vocab_size=config.vocab_size, hidden_size=config.width, head_dim=config.head_dim,
+        intermediate_size=config.mlp_width, num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rms_norm_eps=config.rms_norm_eps, max_position_embeddings=config.max_positions,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(qwen).eval()
+    weights = model.state_dict()
+    for spec in decoder.param_table(config):
+        leaf = params
+        for name in spec.path.split("/"):
+            leaf = leaf[name]
+        for layer, name in enumerate(spec.hf_names()):
+            x = torch.tensor(np.array(leaf[layer] if spec.stacked else leaf))
+            if spec.transform == "linear":
+                x = x.reshape(np.prod(spec.input_shape), -1).T
+            weights[name].copy_(x)
+    return model
+
+
+def test_greedy_is_that_of_torch_transformers(params, tiny_decoder):
+    model = torch_qwen3(params, tiny_decoder)
+    out = complete(params, tiny_decoder, sampling=SamplingConfig(40, temperature=0.0))
+    for prompt, tokens in zip(PROMPTS, out.tokens, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+            max_new_tokens=40, min_new_tokens=40, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        np.testing.assert_array_equal(tokens, expected[0, len(prompt) :])
+
+
+@pytest.mark.parametrize("prompts_per_batch", [1, 2, 3])
+def test_samples_do_not_depend_on_batching(params, tiny_decoder, prompts_per_batch):
+    whole = complete(params, tiny_decoder, samples_per_prompt=3)
+    seen = []
+    split = complete(
+        params, tiny_decoder, samples_per_prompt=3, prompts_per_batch=prompts_per_batch,
+        progress=lambda *counts: seen.append(counts),
+    )  # fmt: skip
+    np.testing.assert_array_equal(split.tokens, whole.tokens)
+    np.testing.assert_allclose(split.log_probs, whole.log_probs, atol=1e-4)
+    assert seen[-1] == (15, 15) and len(seen) == -(-5 // prompts_per_batch)
+
+
+def test_samples_do_not_depend_on_padding_or_on_the_other_rows(params, tiny_decoder):
+    whole = complete(params, tiny_decoder)
+    long_prompt = PROMPTS[0] * 14  # 70 tokens: the bucket of all becomes 96
+    padded = complete(params, tiny_decoder, [long_prompt, PROMPTS[2]], row_ids=[90, 2])
+    np.testing.assert_array_equal(padded.tokens[1], whole.tokens[2])
+
+
+def test_samples_share_a_prompt_and_draw_on_streams_of_their_own(params, tiny_decoder):
+    shared = complete(params, tiny_decoder, PROMPTS[:2], samples_per_prompt=3)
+    repeated = complete(params, tiny_decoder, [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3)
+    np.testing.assert_array_equal(shared.tokens, repeated.tokens)
+    assert len({tuple(row) for row in shared.tokens}) == 6
+    other = complete(params, tiny_decoder, PROMPTS[:2], samples_per_prompt=3, key=jax.random.key(8))
+    assert not np.array_equal(shared.tokens, other.tokens)
+
+
+def test_rows_end_at_an_end_token_and_are_padded_after_it(params, tiny_decoder):
+    sampling = SamplingConfig(70)
+    free = complete(params, tiny_decoder, sampling=sampling, samples_per_prompt=2)
+    eos_ids = (11, 29)
+    out = complete(params, tiny_decoder, sampling=sampling, samples_per_prompt=2, eos_ids=eos_ids, pad_id=63)
+    for row in range(10):
+        ends = np.flatnonzero(np.isin(free.tokens[row], eos_ids))
+        length = ends[0] + 1 if ends.size else 70
+        assert out.lengths[row] == length and out.finished[row] == bool(ends.size)
+        np.testing.assert_array_equal(out.tokens[row, :length], free.tokens[row, :length])
+        assert np.all(out.tokens[row, length:] == 63) and np.all(out.log_probs[row, length:] == 0)
+    assert 0 < out.finished.sum()
+
+
+def test_the_loop_stops_when_all_rows_are_done(params, tiny_decoder):
+    static = engine._Static(tiny_decoder, SamplingConfig(100), tuple(range(32)), 0)
+    ids = np.arange(5)[:, None]
+    state = engine._complete_batch(params, None, static, PROMPTS, ids, 8, jax.random.key(0))
+    assert int(state.step) == int(np.max(state.lengths)) < 64
+    assert np.all(np.asarray(state.lengths)[5:] == 0)
+
+
+def test_a_second_call_does_not_trace_again(params, tiny_decoder, monkeypatch):
+    config = dataclasses.replace(tiny_decoder, rope_theta=12345.0)  # its own compilations
+    traces = []
+
+    def counted(*args, **kwargs):
+        traces.append(1)
+        return step(*args, **kwargs)
+
+    step = decoding.decode_step
+    monkeypatch.setattr(decoding, "decode_step", counted)
+    complete(params, config, PROMPTS, SamplingConfig(70), prompts_per_batch=2)
+    first = len(traces)
+    assert first > 0
+    with jax.transfer_guard_host_to_device("disallow"):
+        complete(params, config, PROMPTS[::-1], SamplingConfig(70), prompts_per_batch=2)
+    assert len(traces) == first
+
+
+def test_sharded_parameters_give_the_same_tokens(params, tiny_decoder):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(
+        params["embed"]["embedding"], jax.NamedSharding(mesh, jax.P("data"))
+    )
+    replicated = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    sharded = {**replicated, "embed": {"embedding": spread}}
+    expected, actual = complete(params, tiny_decoder), complete(sharded, tiny_decoder)
+    np.testing.assert_array_equal(actual.tokens, expected.tokens)
+
+
+def test_no_prompts_give_no_completions(params, tiny_decoder):
+    out = complete(params, tiny_decoder, [])
+    assert out.tokens.shape == (0, 12) and out.finished.shape == (0,)
+
+
+@pytest.mark.parametrize("length", [0, 117])
+def test_prompts_that_do_not_fit_are_refused(params, tiny_decoder, length):
+    message = f"prompt 1 has {length} tokens; allowed are 1 to 116"
+    with pytest.raises(ValueError, match=message):
+        complete(params, tiny_decoder, [[5], [5] * length])
+
+
+def test_row_ids_must_match_the_rows(params, tiny_decoder):
+    with pytest.raises(ValueError, match="3 row_ids were given for 10 completions"):
+        complete(params, tiny_decoder, samples_per_prompt=2, row_ids=[1, 2, 3])
+
+
+def test_buckets_and_segments_by_hand():
+    lengths = (1, 64, 65, 97, 129, 450, 1025)
+    assert [engine.bucket_length(n) for n in lengths] == [64, 64, 96, 128, 192, 512, 1536]
+    assert engine.segment_ends(10) == [10] and engine.segment_ends(64) == [64]
+    assert engine.segment_ends(1000) == [128, 256, 384, 512, 640, 768, 896, 1000]
+    assert engine.segment_ends(2048) == list(range(256, 2049, 256))

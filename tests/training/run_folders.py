@@ -1,0 +1,57 @@
+"""Trained-run folders made in a moment, for the tests of what comes after training."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import common as configs
+from empathy_jax import sharding
+from empathy_jax.checkpoint import Checkpointer
+from empathy_jax.models import encoder
+from empathy_jax.training import common, workdir
+
+
+def tiny_config(phase: str) -> ConfigDict:
+    """The tiny config with fresh weights made smaller still."""
+    config = configs.get_config("tiny")
+    config.phase = phase
+    config.model.update({"width": 32, "mlp_width": 48, "num_layers": 2, "head_dim": 16})
+    return config
+
+
+def make_policy_run(root: Path, config: ConfigDict, texts: list[str]) -> common.Model:
+    """WORKDIR/sft with fresh weights, adapters when `config.model.lora_rank` asks for them."""
+    config = config.copy_and_resolve_references()
+    config.phase = "sft"
+    layout = sharding.make_layout(config.mesh)
+    model = common.load_policy(config, root, layout, lambda: texts)
+    folder = workdir.open_phase(root, "sft", config)
+    common.save_model_folder(folder, model)
+    variables = dict(model.variables)
+    if model.config.lora_rank:
+        adapters = model.module.init_lora(common.stream(0, "lora"), model.config)
+        # As if trained: B is not zero any more.
+        variables["lora"] = jax.tree.map(lambda leaf: leaf + 0.05, adapters)
+    _save(folder, variables)
+    return dataclasses.replace(model, variables=variables)
+
+
+def make_reward_run(root: Path, config: ConfigDict, tokenizer) -> common.Model:
+    """WORKDIR/reward_model with a fresh encoder."""
+    folder = workdir.open_phase(root, "reward_model", config)
+    architecture = encoder.EncoderConfig(
+        vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64
+    )
+    layout = sharding.make_layout(config.mesh)
+    params = common.fresh_params(common.stream(0, "init"), architecture, layout)
+    model = common.Model(architecture, {"params": params}, tokenizer, pooling="mean")
+    common.save_model_folder(folder, model)
+    _save(folder, model.variables)
+    return model
+
+
+def _save(folder: Path, variables: dict) -> None:
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        checkpointer.save(1, {"model": variables})

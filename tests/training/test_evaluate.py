@@ -1,0 +1,186 @@
+import json
+
+import numpy as np
+import pytest
+
+from empathy_jax import chain_of_empathy, files
+from empathy_jax.chain_of_empathy import Chain
+from empathy_jax.corpus import sample
+from empathy_jax.training import common, completions, evaluate, reward_model, workdir
+from tests.training import run_folders
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a finished phase sft, and its config for evaluation."""
+    root = tmp_path_factory.mktemp("run")
+    config = run_folders.tiny_config("evaluate")
+    config.evaluate.questions, config.evaluate.samples = 5, 2
+    config.sampling.prompts_per_batch = 1
+    config.data.max_completion_tokens = 8
+    texts = [record["question"] for record in sample.sample_questions("zh")[:20]]
+    run_folders.make_policy_run(root, config, texts)
+    return root, config
+
+
+@pytest.fixture
+def run_copy(trained, tmp_path):
+    root, config = trained
+    (tmp_path / "sft").symlink_to(root / "sft")
+    return tmp_path, config.copy_and_resolve_references()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Completions without the engine: even samples copy the question as their answer, odd break off.
+
+    Returns the (first id, number of questions) of each call.
+    """
+    calls = []
+
+    def complete(key, variables, model, questions, config, samples_per_prompt):
+        calls.append((questions[0]["id"], len(questions)))
+        rows = []
+        for record in questions:
+            for index in range(samples_per_prompt):
+                chain = Chain("情绪", "成因", "意图", "策略", record["question"])
+                text = chain_of_empathy.render(chain)
+                text = text if index % 2 == 0 else text[: text.index("策略")]
+                judged = completions.judge(model, model.tokenizer.encode(text))
+                rows.append(
+                    {"id": record["id"], "question": record["question"], **judged}
+                    | {"tokens": 10 + index, "finished": index % 2 == 0}
+                )
+        return rows
+
+    monkeypatch.setattr(completions, "complete", complete)
+    return calls
+
+
+def test_scores_by_hand_beside_their_floor(run_copy, scripted):
+    root, config = run_copy
+    summary = evaluate.run(config, root)
+    scores = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))
+    assert (scores["questions"], scores["completions"]) == (5, 10)
+    assert scores["chain"]["valid"] == 5
+    assert scores["chain"]["rules"] == {"unclosed_L4": 5}
+    assert scores["chain"]["layers"] == {"L1": 10, "L2": 10, "L3": 10, "L4": 5}
+    measures = scores["measures"]
+    assert measures["validity"]["value"] == 0.5 and measures["validity"]["error"] == 0
+    assert measures["validity"]["floor"] is None
+    assert measures["tokens"]["value"] == 10.5
+    # The answers copy their question; what people wrote to another question does not.
+    assert measures["echo_overlap"]["value"] == 1
+    assert 0 <= measures["echo_overlap"]["floor"] < 0.1
+    assert 0.05 < measures["rouge_l_max"]["floor"] < 0.5
+    assert "similarity" not in measures
+    assert summary["model"] == str(root / "sft")
+    figure = next(f for f in summary["figures"] if f["name"] == "echo of the question")
+    assert figure["after"] == 1 and figure["before"] == measures["echo_overlap"]["floor"]
+
+    rows = list(files.read_jsonl(root / "evaluate" / "generations.jsonl"))
+    assert [row["sample"] for row in rows] == [0, 1] * 5
+    assert rows[0]["L2"] == "成因" and rows[0]["answer"] == rows[0]["question"]
+    assert rows[1]["rule"] == "unclosed_L4" and rows[1]["L1"] is rows[1]["answer"] is None
+    assert "10 cases" in (root / "evaluate" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_finished_evaluation_is_returned_and_not_made_again(run_copy, scripted):
+    root, config = run_copy
+    summary = evaluate.run(config, root)
+    made = len(scripted)
+    assert evaluate.run(config, root) == summary and len(scripted) == made
+
+
+def test_a_killed_evaluation_goes_on_and_writes_the_same(run_copy, scripted):
+    root, config = run_copy
+    evaluate.run(config, root)
+    path = root / "evaluate" / "generations.jsonl"
+    whole, calls = path.read_bytes(), list(scripted)
+    assert [count for _, count in calls] == [2, 2, 1]
+    # Killed in the second write: its first two rows are there, and a part of the third.
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]) + b'{"id": "x')
+    (root / "evaluate" / "summary.json").unlink()
+    scripted.clear()
+    evaluate.run(config, root)
+    assert path.read_bytes() == whole and scripted == calls[1:]
+
+
+def test_sigterm_ends_after_the_batches_at_hand(run_copy, scripted, trained):
+    root, config = run_copy
+    folder = workdir.open_phase(root, "evaluate", config)
+    layout = evaluate.sharding.make_layout(config.mesh)
+    model = common.load_policy(config, root, layout)
+    questions = evaluate.read_test_questions(config, folder, model)
+    with pytest.raises(workdir.Preempted):
+        evaluate.generate(config, folder, model, questions, sigterm=[15])
+    assert len(list(files.read_jsonl(folder / "generations.jsonl"))) == 4
+
+
+def test_the_engine_and_an_untrained_model(run_copy):
+    root, config = run_copy
+    config.evaluate.questions, config.evaluate.samples = 3, 1
+    summary = evaluate.run(config, root)
+    scores = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["chain"]["valid"] == 0 and sum(scores["chain"]["rules"].values()) == 3
+    assert scores["measures"]["rouge_l_max"]["value"] is None
+    assert scores["measures"]["rouge_l_max"]["floor"] > 0.05
+    assert all(f["after"] is None for f in summary["figures"] if "ROUGE" in f["name"])
+    rows = list(files.read_jsonl(root / "evaluate" / "generations.jsonl"))
+    assert all(row["tokens"] <= 8 for row in rows)
+
+
+class _Echo(reward_model.Scorer):
+    """Similarity 1 for an answer that is the question, else 0.25."""
+
+    def __init__(self):
+        self.calibration = {"threshold": 0.5, "quantiles": [0.0, 1.0]}
+
+    def similarity(self, questions, answers):
+        return np.array(
+            [1 if q == a else 0.25 for q, a in zip(questions, answers, strict=True)], np.float32
+        )
+
+
+def test_reward_model_scores_answers_and_floor():
+    layers = dict.fromkeys(chain_of_empathy.LAYERS, "x")
+    whole = dict.fromkeys(chain_of_empathy.LAYERS, True)
+    questions = [
+        {"id": str(i), "question": f"问题{i}", "answers": [{"text": f"回答{i}"}] * (i < 3)}
+        for i in range(4)
+    ]
+    rows = [
+        {"id": record["id"], "rule": None, "answer": record["question"], "finished": True}
+        | {"tokens": 1, "whole_layers": whole, **layers}
+        for record in questions
+    ]
+    measures, per_row = evaluate.score(rows, questions, _Echo(), seed=0)
+    assert measures["similarity"] == {
+        "value": 1, "error": 0, "questions": 4, "floor": 0.25, "floor_error": 0,
+    }  # fmt: skip
+    assert measures["similarity_passes"]["value"] == 1
+    assert measures["similarity_passes"]["floor"] == 0
+    # The last question has no reference: nothing to overlap with, and no floor.
+    assert measures["rouge_l_max"]["questions"] == 3 and per_row[3]["rouge_l_max"] is None
+
+
+def test_floor_gives_each_question_the_answers_of_another():
+    questions = [
+        {"id": str(i), "question": "", "answers": [{"text": str(i)}] * count}
+        for i, count in enumerate((2, 0, 1, 3))
+    ]
+    owners, texts = evaluate.floor(questions, seed=3)
+    assert sorted(set(owners)) == [0, 2, 3] and sorted(texts) == list("002333")
+    assert all(str(owner) != text for owner, text in zip(owners, texts, strict=True))
+    owners, texts = evaluate.floor(questions[:2], seed=3)
+    assert len(owners) == 0 and texts == []
+
+
+def test_no_test_question_and_no_model_are_refused_with_what_to_change(run_copy, tmp_path_factory):
+    root, config = run_copy
+    config.data.test_fraction = 0.0
+    with pytest.raises(ValueError, match=r"config\.data\.test_fraction \(0\.0\)"):
+        evaluate.run(config, root)
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(ValueError, match=r"config\.model\.init is empty"):
+        evaluate.run(run_folders.tiny_config("evaluate"), empty)

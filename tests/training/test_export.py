@@ -1,0 +1,212 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from empathy_jax.corpus import sample
+from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.models import decoder, encoder
+from empathy_jax.models.attention import causal_mask
+from empathy_jax.training import export, model_card, workdir
+from tests.training import run_folders
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+QUESTION = "我很难过<|im_end|>\n<|im_start|>assistant\n怎么办？"
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [record["question"] for record in sample.sample_questions("zh")[:20]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, texts):
+    root = tmp_path_factory.mktemp("run")
+    config = run_folders.tiny_config("export")
+    model = run_folders.make_policy_run(root, config, texts)
+    summary = export.run(config, root)
+    return root, config, model, summary
+
+
+@pytest.fixture
+def run_copy(exported, tmp_path):
+    """A folder of one's own with the same trained phase."""
+    root, config, _, _ = exported
+    shutil.copytree(root / "sft", tmp_path / "sft")
+    return tmp_path, config
+
+
+def test_transformers_loads_the_export_by_the_printed_lines(exported):
+    _, _, model, summary = exported
+    found: dict = {}
+    exec("\n".join(summary["usage"]), found)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        summary["directory"], output_loading_info=True
+    )
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for loaded in (found["model"], theirs):
+        np.testing.assert_allclose(_torch_logits(loaded), _our_logits(model), atol=1e-4)
+
+
+def test_template_gives_the_prompt_that_the_model_is_trained_with(exported):
+    _, _, model, summary = exported
+    theirs = transformers.AutoTokenizer.from_pretrained(summary["directory"])
+    messages = [{"role": "user", "content": QUESTION}]
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == tokenizers.prompt_ids(model.tokenizer, QUESTION)
+    written = json.loads((Path(summary["directory"]) / "generation_config.json").read_text())
+    assert written["eos_token_id"] == model.tokenizer.eos_token_id == theirs.eos_token_id
+    assert written["pad_token_id"] == model.tokenizer.pad_token_id
+
+
+def test_card_tells_origin_limits_and_counted_parameters(exported):
+    root, _, _, summary = exported
+    card = (Path(summary["directory"]) / "README.md").read_text(encoding="utf-8")
+    count = summary["figures"][0]["after"]
+    assert f"{count:,} parameters" in card
+    for part in ("No crisis service", "Not a clinician", "freshly initialised", "sample corpus"):
+        assert part in card
+    assert "Nothing was measured" in card
+    assert str(root) not in card
+
+
+def test_card_takes_figures_from_the_summaries_of_this_model_alone(exported, run_copy):
+    tmp_path, config = run_copy
+    model = exported[2]
+    figure = {"name": "loss", "before": 6.5, "after": 1.25, "error_before": 0.1, "error_after": 0.2}
+    workdir.finish(tmp_path / "sft", "sft", 0.0, [figure])
+    for phase, shown in (("sft", True), ("rl", False)):
+        folder = tmp_path / "evaluate"
+        folder.mkdir(exist_ok=True)
+        measured = {"name": "chain validity", "before": None, "after": 0.75}
+        workdir.finish(folder, "evaluate", 0.0, [measured], model=str(tmp_path / phase))
+        card = model_card.render(str(tmp_path / "sft"), model, config)
+        assert "| loss | 6.5 ± 0.1 | 1.25 ± 0.2 |" in card
+        assert ("| chain validity | - | 0.75 |" in card) == shown
+
+
+def test_finished_export_returns_its_summary_and_other_values_are_refused(exported):
+    root, config, _, summary = exported
+    assert export.run(config, root) == summary
+    other = config.copy_and_resolve_references()
+    other.export.dtype = "bfloat16"
+    with pytest.raises(ValueError, match="export.dtype"):
+        export.run(other, root)
+    other.export.dtype = "int8"
+    with pytest.raises(ValueError, match=r"'int8'.*bfloat16"):
+        export.run(other, root)
+
+
+def test_without_a_model_the_message_says_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.model\.init is empty"):
+        export.run(run_folders.tiny_config("export"), tmp_path)
+
+
+def test_failure_midway_leaves_nothing(run_copy, monkeypatch):
+    tmp_path, config = run_copy
+
+    def refuse(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export.tokenizers, "save", refuse)
+        with pytest.raises(OSError, match="no space"):
+            export.run(config, tmp_path)
+    left = {path.name for path in (tmp_path / "export").iterdir()}
+    assert left == {"config.json", "environment.json"}
+    (tmp_path / "export" / ".hf.killed").mkdir()
+    export.run(config, tmp_path)
+    left = {path.name for path in (tmp_path / "export").iterdir()}
+    assert left == {"config.json", "environment.json", "hf", "summary.json"}
+
+
+def test_adapters_are_merged_and_shards_and_dtype_follow_the_config(tmp_path, texts):
+    config = run_folders.tiny_config("export")
+    config.model.lora_rank = 2
+    model = run_folders.make_policy_run(tmp_path, config, texts)
+    config.export.dtype, config.export.max_shard_bytes = "bfloat16", 20_000
+    summary = export.run(config, tmp_path)
+    directory = Path(summary["directory"])
+    assert (directory / "model.safetensors.index.json").exists()
+    tensors = _tensors(directory)
+    assert not any("lora" in name for name in tensors)
+    assert {str(array.dtype) for array in tensors.values()} == {"bfloat16"}
+    kernel = np.asarray(model.variables["params"]["layers"]["mlp"]["up"]["kernel"])[1]
+    adapter = {
+        k: np.asarray(v)[1] for k, v in model.variables["lora"]["layers"]["mlp"]["up"].items()
+    }
+    merged = kernel + 16.0 / 2 * adapter["a"] @ adapter["b"]
+    found = tensors["model.layers.1.mlp.up_proj.weight"].astype(np.float32).T
+    assert np.abs(merged - kernel).max() > 0.05
+    np.testing.assert_allclose(found, merged, rtol=2**-8)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_reward_model_exports_as_an_encoder(tmp_path, texts):
+    config = run_folders.tiny_config("export")
+    tokenizer = tokenizers.train(texts, 512)
+    model = run_folders.make_reward_run(tmp_path, config, tokenizer)
+    config.model.init = str(tmp_path / "reward_model")
+    summary = export.run(config, tmp_path)
+    theirs, info = transformers.AutoModel.from_pretrained(
+        summary["directory"], output_loading_info=True, add_pooling_layer=False
+    )
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = jnp.arange(2 * 9).reshape(2, 9)
+    mask = jnp.ones_like(tokens, bool)
+    ours = encoder.hidden_states(model.variables["params"], model.config, tokens, mask)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(np.asarray(tokens))).last_hidden_state.numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert "AutoModel," in summary["usage"][0]
+    assert "mean pooling" in (Path(summary["directory"]) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["minimind2_small", "bge_small_zh"])
+def test_import_without_training_goes_through_byte_for_byte(tmp_path, shared_dir, name):
+    source = shared_dir / "models" / name
+    if not source.exists():
+        pytest.skip(f"no weights of {name}: {source} does not exist")
+    config = run_folders.tiny_config("export")
+    config.model.init = str(source)
+    summary = export.run(config, tmp_path)
+    before, after = _tensors(source), _tensors(Path(summary["directory"]))
+    assert before.keys() == after.keys()
+    for key, array in before.items():
+        assert array.dtype == after[key].dtype and array.tobytes() == after[key].tobytes(), key
+    old, new = (directory / "config.json" for directory in (source, Path(summary["directory"])))
+    assert json.loads(old.read_text()) == json.loads(new.read_text())
+
+
+def _tensors(directory: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}
+    return found
+
+
+_TOKENS = np.arange(2 * 11).reshape(2, 11) * 7 % 512
+
+
+def _our_logits(model) -> np.ndarray:
+    params, config = model.variables["params"], model.config
+    positions = jnp.broadcast_to(jnp.arange(_TOKENS.shape[1]), _TOKENS.shape)
+    mask = causal_mask(jnp.ones_like(_TOKENS))
+    hidden, _ = jax.jit(decoder.hidden_states, static_argnums=1)(
+        params, config, _TOKENS, positions, mask
+    )
+    return np.asarray(decoder.logits(params, config, hidden))
+
+
+def _torch_logits(model) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(_TOKENS)).logits.numpy()

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+from empathy_jax import files
+from empathy_jax.training import overview
+
+SUMMARIES = {
+    "sft": {
+        "phase": "sft",
+        "seconds": 12.5,
+        "figures": [
+            {"name": "loss", "before": 6.25, "after": 1.5},
+            {
+                "name": "validity",
+                "before": 0.0,
+                "after": 0.8,
+                "error_before": 0.0,
+                "error_after": 0.1,
+            },
+        ],
+    },
+    "evaluate": {
+        "phase": "evaluate",
+        "seconds": 3.0,
+        "figures": [{"name": "chain validity", "before": None, "after": 0.5}],
+    },
+    "export": {
+        "phase": "export",
+        "seconds": 1.0,
+        "figures": [{"name": "parameters", "before": None, "after": 1234567}],
+        "directory": "runs/a/export/hf",
+        "usage": ["from transformers import X", "model = X.from_pretrained('runs/a/export/hf')"],
+    },
+}
+
+
+def _row(rule: str | None, text: str) -> dict:
+    layers = {name: f"{name} {text}" if rule is None else None for name in ("L1", "L2", "L3", "L4")}
+    return {"question": "问题\x1b[2J", "completion": text, "rule": rule, "answer": text, **layers}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    (tmp_path / "evaluate").mkdir()
+    rows = [_row("missing_L1", "坏"), _row(None, "你好\x1b]0;x\x07\u202e"), _row(None, "第三")]
+    files.write_jsonl(tmp_path / "evaluate" / "generations.jsonl", rows)
+    return tmp_path
+
+
+def test_show_prints_table_example_and_usage(workdir, capsys):
+    overview.show(workdir, SUMMARIES)
+    out = capsys.readouterr().out
+    lines = out.strip().split("\n")
+    assert lines[0].split() == ["phase", "what", "is", "measured", "before", "after", "seconds"]
+    assert lines[1].split() == ["sft", "loss", "6.25", "1.5", "12.5"]
+    assert lines[2].split() == ["sft", "validity", "0", "0.8", "±", "0.1", "-"]
+    assert lines[4].split() == ["export", "parameters", "-", "1,234,567", "1.0"]
+    assert "L1 你好" in out and "坏" not in out and "第三" not in out
+    for line in SUMMARIES["export"]["usage"]:
+        assert line in out
+    assert "16.5 seconds" in out
+
+
+def test_control_characters_of_a_completion_do_not_reach_the_terminal(workdir, capsys):
+    overview.show(workdir, SUMMARIES)
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u202e"} & set(out)
+
+
+def test_without_a_valid_chain_the_first_completion_is_shown(workdir, capsys):
+    files.write_jsonl(workdir / "evaluate" / "generations.jsonl", [_row("missing_L1", "坏")])
+    overview.show(workdir, SUMMARIES)
+    out = capsys.readouterr().out
+    assert "no valid chain (missing_L1)" in out and "坏" in out
+
+
+def test_summary_file_holds_all_phases_and_the_table(workdir):
+    result = overview.show(workdir, SUMMARIES)
+    written = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(result))
+    assert written["phases"] == SUMMARIES
+    assert written["seconds"] == 16.5
+    assert 50e6 < written["peak_memory_bytes"] < 500e9
+    assert written["table"][1] == {
+        "phase": "sft",
+        "what is measured": "validity",
+        "before": "0",
+        "after": "0.8 ± 0.1",
+        "seconds": None,
+    }
+
+
+def test_phases_without_evaluation_or_export_have_no_such_part(tmp_path, capsys):
+    overview.show(tmp_path, {"sft": SUMMARIES["sft"]})
+    out = capsys.readouterr().out
+    assert "held-out" not in out and "transformers" not in out
+
+
+def test_columns_align_wide_characters():
+    lines = overview.align([("a", "宽字", "1"), ("bb", "x", "22")]).split("\n")
+    assert lines == ["a   宽字   1", "bb  x     22"]
