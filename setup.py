@@ -32,6 +32,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
         "safetensors>=0.5",
         "tensorboardX>=2.6",
+        "tensorflow>=2.21",
         "tensorflow-text>=2.21",
         "tokenizers>=0.22",
         "tqdm>=4.66",

@@ -44,8 +44,10 @@ class Checkpointer:
           OSError: when the disk cannot hold it; nothing is written then.
         """
         self.wait()
-        if _manifest(self._folder, step).exists():
+        manifest = _manifest(self._folder, step)
+        if manifest.exists() and _damage(self._folder, step) is None:
             return
+        manifest.unlink(missing_ok=True)
         files.require_space(self._folder, pytree.tree_bytes(state) + OVERHEAD_BYTES)
         response = ocp.save_checkpointables_async(self._folder / str(step), state, overwrite=True)
         self._pending = step, response
@@ -61,10 +63,13 @@ class Checkpointer:
             files.write_json(_manifest(self._folder, step), _digests(self._folder / str(step)))
         except Exception as error:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
-            raise OSError(f"checkpoint {step} in {self._folder} was not written: {error}") from error
-        for old in steps(self._folder)[: -self._keep]:
-            _manifest(self._folder, old).unlink(missing_ok=True)
-            shutil.rmtree(self._folder / str(old), ignore_errors=True)
+            raise OSError(
+                f"checkpoint {step} in {self._folder} was not written: {error}"
+            ) from error
+        kept = steps(self._folder)[-self._keep :]
+        for path in self._folder.iterdir():
+            if path.stem.isdigit() and int(path.stem) not in kept:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -74,10 +79,8 @@ class Checkpointer:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the committed checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    """Steps of the checkpoints in a folder that were written to their end, oldest first."""
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
 
 
 def newest_sound_step(folder: Path) -> int | None:
@@ -87,9 +90,8 @@ def newest_sound_step(folder: Path) -> int | None:
       CheckpointError: when there are checkpoints and every one is damaged.
     """
     folder = folder.absolute()
-    found = [step for step in steps(folder) if _manifest(folder, step).exists()]
     problems = []
-    for step in reversed(found):
+    for step in reversed(steps(folder)):
         problem = _damage(folder, step)
         if problem is None:
             for line in problems:

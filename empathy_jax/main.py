@@ -7,6 +7,7 @@ A config names one phase, or several in order. Bad input ends in one clear line 
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -19,14 +20,40 @@ PHASES = ("sft", "reward_model", "rl", "evaluate", "export")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"not a flag: {' '.join(argv[1:])} (flags begin with --)")
     try:
+        if len(argv) > 1:
+            raise ValueError(f"not a flag: {' '.join(argv[1:])} (flags begin with --)")
+        if FLAGS.config is None:
+            raise ValueError(
+                "--config is missing; name a file of configs/, e.g. configs/rl.py:tiny"
+            )
         run(FLAGS.config, FLAGS.workdir)
     except (ValueError, OSError) as error:
         logging.debug("traceback of the error below", exc_info=True)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Read the command line; a wrong flag, config file, size or field is one line, no traceback."""
+    try:
+        rest = FLAGS(argv)
+        _ = FLAGS.config  # a file that could not be read is reported here
+        return rest
+    except (flags.Error, AttributeError, ValueError, TypeError, OSError) as error:
+        text: object = error
+        while isinstance(text, Exception) and text.args:
+            text = text.args[0]
+        text = str(text)
+        if isinstance(error, AttributeError | KeyError):
+            text = "unknown config field " + text.replace("\n", ": ")
+        elif "Traceback" in text:
+            text = text.splitlines()[-1].partition(": ")[2]
+        _fail(ValueError(" ".join(text.split())))
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
@@ -86,8 +113,7 @@ def cli() -> None:
     """Entry point: `empathy_jax` and `python -m empathy_jax.main`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

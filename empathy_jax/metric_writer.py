@@ -1,5 +1,6 @@
 """What a person sees of a run: metrics as JSONL and TensorBoard events, a progress bar or plain lines."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ class MetricWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one line and one event per scalar; non-finite values are written as null."""
         scalars = {name: float(value) for name, value in scalars.items()}
-        finite = {name: value if _is_finite(value) else None for name, value in scalars.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         files.append_jsonl(self._path, [{"step": step, **finite}])
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
@@ -95,7 +96,11 @@ class Recorder:
         self._pending: tuple[int, Mapping[str, Any], float] | None = None
         self._dispatched = time.monotonic()
         self.say = self._progress.say
-        self.write = self._writer.write
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write scalars that are already on the host; see `flush` for what is refused."""
+        _refuse_non_finite(step, scalars)
+        self._writer.write(step, scalars)
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Note the metrics of `step`, not read yet; write those of the step before."""
@@ -108,19 +113,15 @@ class Recorder:
         """Write what is noted.
 
         Raises:
-          ValueError: when the loss or the gradient norm is not finite; names step and metric.
+          ValueError: when the loss, the gradient or the new weights are not finite; names step and
+            metric.
         """
         if self._pending is None:
             return
         step, metrics, seconds = self._pending
         self._pending = None
         scalars = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        for name in ("loss", "grad_norm"):
-            if not _is_finite(scalars.get(name, 0.0)):
-                raise ValueError(
-                    f"step {step}: {name} is {scalars[name]}; the last checkpoint is from before. "
-                    "Lower config.optimizer.learning_rate or config.optimizer.clip_norm"
-                )
+        _refuse_non_finite(step, scalars)
         if step % self._every == 0 or step == self._steps:
             self._writer.write(step, {**scalars, "seconds": seconds})
         self._progress.update(step, scalars)
@@ -133,5 +134,10 @@ class Recorder:
         self._writer.close()
 
 
-def _is_finite(value: float) -> bool:
-    return value == value and value not in (float("inf"), float("-inf"))
+def _refuse_non_finite(step: int, scalars: Mapping[str, float]) -> None:
+    for name in ("loss", "grad_norm", "param_norm", "validation_loss"):
+        if not math.isfinite(scalars.get(name, 0.0)):
+            raise ValueError(
+                f"step {step}: {name} is {scalars[name]}; no checkpoint holds this step. "
+                "Lower config.optimizer.learning_rate or config.optimizer.clip_norm"
+            )

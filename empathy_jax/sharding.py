@@ -99,9 +99,7 @@ def param_shardings(params: Any, table: Sequence[Any], layout: Layout) -> Any:
         {
             path: NamedSharding(
                 layout.mesh,
-                partition_spec(axes[path], leaf.shape, layout)
-                if path in axes
-                else PartitionSpec(),
+                partition_spec(axes[path], leaf.shape, layout) if path in axes else PartitionSpec(),
             )
             for path, leaf in pytree.flatten_paths(params).items()
         }

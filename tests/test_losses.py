@@ -122,7 +122,9 @@ def test_cross_entropy_sum_matches_torch():
 def test_triplet_cosine_matches_torch_and_hand_numbers():
     question, positive, negative = unit((6, 8)), unit((6, 8)), unit((6, 8))
     loss = torch.nn.TripletMarginWithDistanceLoss(
-        distance_function=lambda a, b: 1 - torch.cosine_similarity(a, b), margin=0.3, reduction="none"
+        distance_function=lambda a, b: 1 - torch.cosine_similarity(a, b),
+        margin=0.3,
+        reduction="none",
     )
     expected = loss(*map(to_torch, (question, positive, negative)))
     actual = losses.triplet_cosine(question, positive, negative, 0.3)
@@ -136,7 +138,9 @@ def test_info_nce_matches_torch_cross_entropy():
     questions, answers = unit((4, 8)), unit((6, 8))
     positives = jnp.array([0, 2, 3, 5])
     scores = to_torch(questions) @ to_torch(answers).T / 0.05
-    expected = torch.nn.functional.cross_entropy(scores, to_torch(positives).long(), reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        scores, to_torch(positives).long(), reduction="none"
+    )
     actual = losses.info_nce(questions, answers, positives, 0.05, jnp.ones((4, 6), bool))
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
@@ -144,7 +148,9 @@ def test_info_nce_matches_torch_cross_entropy():
 def test_info_nce_leaves_false_negatives_out():
     questions, answers = unit((2, 8)), unit((3, 8))
     allowed = jnp.array([[True, False, True], [True, True, False]])
-    positives = jnp.array([0, 2])  # the second positive is not "allowed" as a negative: still counted
+    positives = jnp.array(
+        [0, 2]
+    )  # the second positive is not "allowed" as a negative: still counted
 
     def loss(answers):
         return losses.info_nce(questions, answers, positives, 0.1, allowed)

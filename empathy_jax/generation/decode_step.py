@@ -1,15 +1,16 @@
 """One token through the decoder, with a cache made for many samples of few prompts.
 
-The keys and values of a prompt are held once for all its samples; those of the completions are held
-per row. Layers are unrolled and each has arrays of its own: a scan over a stacked cache would copy
-every layer's slice at every token. Measured on two CPU cores, 64 rows, 1,024 columns, 2 heads of 64:
-one product of a query with keys takes 2 ms where heads come before columns, 21 ms where they come
-after, hence the order of axes here.
+The keys and values of a prompt are held once for all its samples; those of the completions are
+held per row. Layers are unrolled and each has arrays of its own: a scan over a stacked cache would
+copy every layer's slice at every token. Measured on two CPU cores, 64 rows, 1,024 columns, 2 heads
+of 64: one product of a query with keys takes 2 ms where heads come before columns, 21 ms where they
+come after, hence the order of axes here.
 
 Q prompts, G samples of each, N = Q·G rows (prompt-major), P prompt columns, C completion columns,
 K kv heads, R query heads of a kv head, H head dim, L layers.
 """
 
+import operator
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class DecodeCache(NamedTuple):
 
 
 def from_prefill(kv_cache: decoder.KVCache, num_rows: int) -> DecodeCache:
-    """The prompts' cache [L, Q, P, K, H] in the layout of decoding, with no completion column yet."""
+    """The prompts' cache [L, Q, P, K, H] in the layout of decoding, without completion columns."""
 
     def by_layer(stacked: Array) -> tuple[Array, ...]:
         return tuple(layer.swapaxes(1, 2) for layer in stacked)
@@ -57,7 +58,7 @@ def grow(cache: DecodeCache, columns: int) -> DecodeCache:
 
 def split_layers(params: Params, num_layers: int) -> list[Params]:
     """The parameters (or adapters) of each layer, out of the stacked tree."""
-    return [jax.tree.map(lambda leaf: leaf[i], params) for i in range(num_layers)]
+    return [jax.tree.map(operator.itemgetter(i), params) for i in range(num_layers)]
 
 
 def decode_step(
@@ -92,7 +93,9 @@ def decode_step(
     prompt_mask = jnp.arange(cache.prompt_k[0].shape[2]) < prompt_lengths[:, None]
     completion_mask = jnp.arange(cache.k[0].shape[3]) <= column
     positions = jnp.repeat(prompt_lengths, rows // prompts, total_repeat_length=rows) + column
-    angles = rope_angles(positions[:, None], config.head_dim, config.rope_theta, config.rope_scaling)
+    angles = rope_angles(
+        positions[:, None], config.head_dim, config.rope_theta, config.rope_scaling
+    )
 
     x = decoder.Embed(config).apply({"params": params["embed"]}, tokens[:, None])
     new_k, new_v = [], []
@@ -102,7 +105,13 @@ def decode_step(
         new_k.append(_write(cache.k[i], k, column))
         new_v.append(_write(cache.v[i], v, column))
         mixed = _attend(
-            q, cache.prompt_k[i], cache.prompt_v[i], new_k[i], new_v[i], prompt_mask, completion_mask
+            q,
+            cache.prompt_k[i],
+            cache.prompt_v[i],
+            new_k[i],
+            new_v[i],
+            prompt_mask,
+            completion_mask,
         )
         x = x + _linear(config, layer, adapters, "out", mixed)
         normed = decoder.RmsNorm(config).apply({"params": layer["mlp_norm"]}, x)

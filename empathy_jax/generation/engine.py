@@ -115,7 +115,7 @@ def generate(
         raise ValueError(f"{len(row_ids)} row_ids were given for {total} completions")
     _check_lengths(prompts, config, sampling)
     static = _Static(config, sampling, tuple(eos_ids), pad_id)
-    ids = np.asarray(row_ids, np.uint32).reshape(len(prompts), samples_per_prompt)
+    ids = np.asarray(row_ids, np.int32).reshape(len(prompts), samples_per_prompt)
     out = _empty(total, sampling.max_new_tokens, pad_id)
     made = 0
     # Prompts of like length go together, so that little of a bucket is padding.
@@ -161,7 +161,7 @@ def _empty(rows: int, max_new: int, pad_id: int) -> Completions:
 
 
 def bucket_length(length: int) -> int:
-    """The smallest of 64, 96, 128, 192, 256, 384, ... that holds `length`: few shapes to compile."""
+    """The smallest of 64, 96, 128, 192, 256, ... that holds `length`: few shapes to compile."""
     bucket = SMALLEST_BUCKET
     while bucket < length:
         bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
@@ -184,7 +184,7 @@ def _complete_batch(
     batch_size: int,
     key: Key[Array, ""],
 ) -> _State:
-    """Completes `prompts`, filled up to `batch_size` with rows that count as done from the start."""
+    """Completes `prompts`, filled up to `batch_size` with dummies that are done from the start."""
     dummies = batch_size - len(prompts)
     lengths = np.array([len(prompt) for prompt in prompts] + [1] * dummies, np.int32)
     tokens = np.full((batch_size, bucket_length(int(lengths.max()))), static.pad_id, np.int32)
@@ -222,7 +222,9 @@ def prefill(
     config, rows = static.config, keys.shape[0]
     prompts, columns = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(columns), tokens.shape)
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((columns, columns), bool)), (prompts, columns, columns))
+    mask = jnp.broadcast_to(
+        jnp.tril(jnp.ones((columns, columns), bool)), (prompts, columns, columns)
+    )
     # What stands after a prompt's end comes later than all of it, so causality hides it already.
     empty = decoder.init_kv_cache(config, prompts, columns, config.compute_dtype)
     hidden, kv_cache = decoder.hidden_states(
@@ -268,7 +270,13 @@ def decode_segment(
     ) -> tuple[_State, decoding.DecodeCache]:
         state, cache = carry
         hidden, cache = decoding.decode_step(
-            params, layers, config, state.last_token, lengths, state.step - 1, cache,
+            params,
+            layers,
+            config,
+            state.last_token,
+            lengths,
+            state.step - 1,
+            cache,
             lora_layers=adapters,
         )
         return _append(state, decoder.logits(params, config, hidden), keys, static), cache

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from empathy_jax.types import Array, Bool, Float, Int
 
-
 QUERY_BLOCK = 256  # queries whose scores are held at a time by `blockwise_causal_attention`
 
 

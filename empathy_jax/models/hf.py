@@ -38,6 +38,7 @@ __all__ = [
     "load_params",
     "param_table",
     "read_config",
+    "read_json",
     "resolve",
     "save_model",
     "whole_directory",

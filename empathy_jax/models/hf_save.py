@@ -82,32 +82,38 @@ def save_model(
     for key in {"dtype", "torch_dtype"} & set(hf_config):
         hf_config[key] = written
     with whole_directory(path) as folder:
-        _write_json(folder / "config.json", hf_config)
+        write_json(folder / "config.json", hf_config)
         if isinstance(config, DecoderConfig):
             made = generation_config if generation_config is not None else _generation(hf_config)
-            _write_json(folder / "generation_config.json", made)
+            write_json(folder / "generation_config.json", made)
         _write_tensors(folder, _entries(config, table, flat, dtype), flat, dtype, max_shard_bytes)
 
 
 @contextlib.contextmanager
-def whole_directory(path: str | os.PathLike) -> Iterator[Path]:
+def whole_directory(
+    path: str | os.PathLike, replaceable: tuple[str, ...] = (SINGLE_FILE, INDEX_FILE)
+) -> Iterator[Path]:
     """A temporary sibling directory to write into, renamed to `path` when the block ends well.
 
+    Args:
+        path: directory to make.
+        replaceable: an older directory is replaced when it holds one of these files.
+
     Raises:
-        ValueError: when `path` is a file, or a directory that holds something but no model.
+        ValueError: when `path` is a file, or a directory that holds only something else.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; choose another directory for the model")
-    has_model = any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
-    if path.is_dir() and any(path.iterdir()) and not has_model:
+    older = any((path / name).is_file() for name in replaceable)
+    if path.is_dir() and any(path.iterdir()) and not older:
         raise ValueError(f"{path} holds other files; choose a new directory for the model")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         folder.chmod(0o755)
         yield folder
-        if has_model:
+        if older:
             # A directory that holds files cannot be replaced by rename: move it aside first.
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             os.replace(path, aside)
@@ -137,7 +143,8 @@ def _check_params(table: tuple[ParamSpec, ...], flat: Mapping[str, Any]) -> None
         raise ValueError("params do not fit the configuration: " + "; ".join(wrong))
 
 
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write an indented JSON file, in UTF-8."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -192,7 +199,7 @@ def _write_tensors(
     if len(shards) > 1:
         total = sum(entry.num_bytes for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(folder / INDEX_FILE, index)
+        write_json(folder / INDEX_FILE, index)
 
 
 def _plan_shards(entries: list[_Entry], max_shard_bytes: float) -> list[list[_Entry]]:

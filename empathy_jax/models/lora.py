@@ -6,10 +6,12 @@ collection, `lora`, whose tree mirrors the parameters: where these have
 "layers/attention/q/kernel", it has "layers/attention/q/a" and "layers/attention/q/b".
 """
 
+import math
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from empathy_jax.models.layers import ModelConfig
 from empathy_jax.models.parameters import ParamSpec
@@ -37,13 +39,22 @@ def init_adapters(key: Array, config: ModelConfig, table: Iterable[ParamSpec]) -
     flat = {}
     for index, spec in enumerate(adapted_specs(table)):
         num_layers = spec.shape[0]
-        fan_in = max(1, int(jnp.prod(jnp.array(spec.input_shape))))
+        fan_in = math.prod(spec.input_shape)
         a_shape = (num_layers, *spec.input_shape, rank)
         a = jax.random.normal(jax.random.fold_in(key, index), a_shape, jnp.float32) * fan_in**-0.5
         folder = spec.path.removesuffix("kernel")
         flat[folder + "a"] = a.astype(config.param_dtype)
         flat[folder + "b"] = jnp.zeros((num_layers, rank, *spec.output_shape), config.param_dtype)
     return unflatten_paths(flat)
+
+
+def check_rank(path: str, a: Array | np.ndarray, config: ModelConfig) -> None:
+    """Refuse an adapter's A whose rank, its last axis, is not the configuration's."""
+    if a.shape[-1] != config.lora_rank:
+        raise ValueError(
+            f"adapter {path} has rank {a.shape[-1]} and lora_rank is {config.lora_rank}; set "
+            "model.lora_rank to the rank that the adapters were trained with"
+        )
 
 
 def adapted_specs(table: Iterable[ParamSpec]) -> tuple[ParamSpec, ...]:
@@ -68,11 +79,7 @@ def merge(params: Params, lora: Params, config: ModelConfig) -> dict:
         if not path.endswith("/a"):
             continue
         b, target = adapters[path.removesuffix("a") + "b"], path.removesuffix("a") + "kernel"
-        if a.shape[-1] != config.lora_rank:
-            raise ValueError(
-                f"adapter {path} has rank {a.shape[-1]} and lora_rank is {config.lora_rank}; set "
-                "model.lora_rank to the rank that the adapters were trained with"
-            )
+        check_rank(path, a, config)
         if target not in kernels:
             raise ValueError(f"adapter {path} has no parameter {target} to be added to")
         contract = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))

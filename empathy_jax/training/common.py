@@ -138,7 +138,7 @@ def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encode
 
 
 def _load_hugging_face(init: str, dtype: str, field: str, layout: Layout) -> Model:
-    folder = hf.resolve(init, f"{field}.init")
+    folder = hf.resolve(init)
     config = hf.read_config(folder)
     params = hf.load_params(folder, config, dtype)
     shardings = sharding.param_shardings(params, module_of(config).param_table(config), layout)

@@ -100,7 +100,7 @@ def generate(
 ) -> list[dict]:
     """Rows of `generations.jsonl`: each question with its samples side by side, in order.
 
-    Rows are written a few batches at a time, each drawn from a key of its own, so that a resumed run
+    Rows are written a few batches at a time, each drawn from a key of its own, so a resumed run
     makes the rows that it would have made. `sigterm` ends the run after the batches at hand.
     """
     path, samples = folder / "generations.jsonl", config.evaluate.samples

@@ -89,8 +89,9 @@ def loss_fn(
     negatives = jnp.where(allowed & ~jnp.eye(size, dtype=bool), cosines, -jnp.inf)
     hardest = jnp.argmax(jax.lax.stop_gradient(negatives), axis=1)
     triplet = losses.triplet_cosine(questions, answers, answers[hardest], settings.margin)
-    loss = (
-        settings.info_nce_weight * jnp.mean(contrast) + settings.triplet_weight * jnp.mean(triplet)
+    triplet = jnp.where(jnp.any(jnp.isfinite(negatives), axis=1), triplet, 0.0)
+    loss = settings.info_nce_weight * jnp.mean(contrast) + settings.triplet_weight * jnp.mean(
+        triplet
     )
     hits = jnp.argmax(jnp.where(allowed, cosines, -jnp.inf), axis=1) == own
     parts = {"info_nce": jnp.mean(contrast), "triplet": jnp.mean(triplet), "recall": jnp.mean(hits)}
@@ -121,7 +122,8 @@ def update_fn(
         state.trainable, frozen, batch, config, settings
     )
     metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **parts}
-    return common.apply_gradients(state, grads, optimizer), metrics
+    state = common.apply_gradients(state, grads, optimizer)
+    return state, metrics | {"param_norm": optax.global_norm(state.trainable)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -152,9 +154,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     state, frozen, shardings = common.make_state(model, optimizer, config.seed, layout)
     start, state = common.restore_state(folder / "checkpoints", state, frozen)
     update = jax.jit(
-        functools.partial(
-            update_fn, config=model.config, settings=settings, optimizer=optimizer
-        ),
+        functools.partial(update_fn, config=model.config, settings=settings, optimizer=optimizer),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(layout.mesh)),
     )
@@ -185,21 +185,21 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             state, metrics = update(state, frozen, batch)
             recorder.push(step, metrics)
             last = step == config.steps
-            if not last and step % config.log.validate_every == 0:
-                found = headline(calibrate(state))
-                recorder.write(step, found)
+            if last or step % config.log.validate_every == 0:
+                found = calibrate(state)
+                recorder.write(step, headline(found))
                 recorder.say(
-                    f"[reward_model] step {step}: pairwise {found['pairwise_accuracy']:.3f}"
+                    f"[reward_model] step {step}: pairwise accuracy "
+                    f"{found['pairwise_accuracy']:.3f}, recall@1 {found['recall_at_1']:.3f}"
                 )
+            if last:
+                files.write_json(folder / "calibration.json", found)
             if last or sigterm or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, common.checkpoint_items(state, frozen))
                 if sigterm and not last:
                     checkpointer.wait()
                     raise workdirs.Preempted("reward_model", step)
-        found = calibrate(state)
-        files.write_json(folder / "calibration.json", found)
-        recorder.write(config.steps, headline(found))
 
     figures = [
         workdirs.figure(folder, "pairwise accuracy (chance 0.5)", "pairwise_accuracy"),
@@ -243,9 +243,7 @@ class Scorer:
         self._variables, self._model, self._max_tokens = variables, model, max_tokens
         self.calibration = calibrated
         self._layout = layout
-        self._embed = jax.jit(
-            functools.partial(embed, config=model.config, pooling=model.pooling)
-        )
+        self._embed = jax.jit(functools.partial(embed, config=model.config, pooling=model.pooling))
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors of texts, float32 [N, D]; equal texts are embedded once."""

@@ -26,19 +26,16 @@ from empathy_jax import files, losses, masked, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
-from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.metric_writer import Recorder
 from empathy_jax.models import decoder
 from empathy_jax.models.attention import causal_mask
 from empathy_jax.optimizer import make_optimizer
-from empathy_jax.rl import advantages as advantages_lib
-from empathy_jax.rl import policy_gradient, rewards
-from empathy_jax.training import common, completions, inputs
+from empathy_jax.rl import policy_gradient
+from empathy_jax.training import common, completions, inputs, rollouts
 from empathy_jax.training import workdir as workdirs
-from empathy_jax.training.common import Model, TrainState
-from empathy_jax.training.reward_model import Scorer, load_scorer
+from empathy_jax.training.common import TrainState
+from empathy_jax.training.reward_model import load_scorer
 
-LENGTH_STEP = 256  # padded lengths are multiples of this, so that few shapes are compiled
 KL = {"k1": policy_gradient.kl_k1, "k2": policy_gradient.kl_k2, "k3": policy_gradient.kl_k3}
 
 
@@ -71,15 +68,17 @@ def make_settings(config: ConfigDict) -> Settings:
     }
     for name, choices in allowed.items():
         if rl[name] not in choices:
-            why = (
-                " (k1 as a loss has no expected gradient on-policy)" if rl[name] == "k1" else ""
-            )
+            why = " (k1 as a loss has no expected gradient on-policy)" if rl[name] == "k1" else ""
             raise ValueError(
                 f"config.rl.{name} is {rl[name]!r}{why}; allowed: {', '.join(choices)}"
             )
     if config.sampling.temperature <= 0:
         raise ValueError(
             f"config.sampling.temperature is {config.sampling.temperature}; rollouts need it above 0"
+        )
+    if rl.group_size < 2:
+        raise ValueError(
+            f"config.rl.group_size is {rl.group_size}; an advantage needs 2 or more to compare"
         )
     rows = config.batch_size * rl.group_size
     if rows % rl.minibatches or (rows // rl.minibatches) % min(rl.rows_per_pass, rows):
@@ -185,91 +184,8 @@ def update_fn(
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics = {"loss": total / count, "grad_norm": optax.global_norm(grads)}
     metrics |= {name: value / tokens for name, value in sums.items()}
-    return common.apply_gradients(state, grads, optimizer), metrics
-
-
-def score(rows: list[dict], scorer: Scorer, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Every reward term of judged completions, float32 [N] each, and `similarity` as it came.
-
-    An invalid completion has no answer: its answer and echo terms are 0.
-    """
-    formats = np.asarray([row["valid"] for row in rows], np.float32)
-    answers = [row["answer"] or "" for row in rows]
-    questions = [row["question"] for row in rows]
-    similarity = scorer.similarity(questions, answers)
-    calibration = scorer.calibration
-    if config.rl.answer_reward == "binary":
-        answer = rewards.binary_answer(similarity, calibration["threshold"])
-    else:
-        answer = rewards.quantile_scaled(similarity, calibration["quantiles"])
-    overlap = [rewards.echo_overlap(q, a) for q, a in zip(questions, answers, strict=True)]
-    return {
-        "format": formats,
-        "answer": rewards.gated(formats, answer),
-        "echo": rewards.gated(formats, rewards.echo_penalty(overlap)),
-        "similarity": similarity,
-    }
-
-
-def combine(terms: dict[str, np.ndarray], config: ConfigDict) -> np.ndarray:
-    """The reward of each completion: the weighted sum of its terms."""
-    weights = reward_weights(config)
-    return rewards.total({name: terms[name] for name in weights}, weights)
-
-
-def reward_weights(config: ConfigDict) -> dict[str, float]:
-    """Weights of the terms; an echo is charged for."""
-    rl = config.rl
-    return {"format": rl.format_weight, "answer": rl.answer_weight, "echo": -rl.echo_weight}
-
-
-def group_advantages(terms: dict[str, np.ndarray], config: ConfigDict) -> np.ndarray:
-    """Advantages [Q, G] by `config.rl.advantage`."""
-    shape = (-1, config.rl.group_size)
-    if config.rl.advantage == "gdpo":
-        weights = reward_weights(config)
-        stacked = jnp.stack([jnp.reshape(terms[name], shape) for name in weights])
-        return np.asarray(advantages_lib.per_reward(stacked, jnp.asarray(list(weights.values()))))
-    total = jnp.reshape(combine(terms, config), shape)
-    if config.rl.advantage == "dr_grpo":
-        return np.asarray(advantages_lib.group_centered(total))
-    return np.asarray(advantages_lib.group_relative(total))
-
-
-def training_rows(
-    prompts: list[list[int]], done: Any, advantages: np.ndarray, pad_id: int
-) -> dict[str, np.ndarray]:
-    """Padded rows of prompt and completion with the loss on the completion's tokens.
-
-    Args:
-      prompts: token ids, one list per completion.
-      done: the engine's `Completions`.
-      advantages: [N].
-      pad_id: fills the rows to a multiple of LENGTH_STEP.
-    """
-    rows = len(prompts)
-    longest = max(len(p) + int(n) for p, n in zip(prompts, done.lengths, strict=True)) - 1
-    width = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    shape = (rows, width)
-    batch = {
-        "tokens": np.full(shape, pad_id, np.int32),
-        "targets": np.full(shape, pad_id, np.int32),
-        "loss_mask": np.zeros(shape, bool),
-        "segment_ids": np.zeros(shape, np.int32),
-        "positions": np.tile(np.arange(width, dtype=np.int32), (rows, 1)),
-        "sampler_log_probs": np.zeros(shape, np.float32),
-        "advantages": np.asarray(advantages, np.float32).reshape(rows, 1),
-    }
-    for row, prompt in enumerate(prompts):
-        count = int(done.lengths[row])
-        ids = np.concatenate([prompt, done.tokens[row, :count]])
-        place = slice(len(prompt) - 1, ids.size - 1)
-        batch["tokens"][row, : ids.size - 1] = ids[:-1]
-        batch["targets"][row, : ids.size - 1] = ids[1:]
-        batch["segment_ids"][row, : ids.size - 1] = 1
-        batch["loss_mask"][row, place] = True
-        batch["sampler_log_probs"][row, place] = done.log_probs[row, :count]
-    return batch
+    state = common.apply_gradients(state, grads, optimizer)
+    return state, metrics | {"param_norm": optax.global_norm(state.trainable)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -303,9 +219,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     state, frozen, shardings = common.make_state(model, optimizer, config.seed, layout)
     start, state = common.restore_state(folder / "checkpoints", state, frozen)
     update = jax.jit(
-        functools.partial(
-            update_fn, config=model.config, settings=settings, optimizer=optimizer
-        ),
+        functools.partial(update_fn, config=model.config, settings=settings, optimizer=optimizer),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
@@ -336,7 +250,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     def learn(
         state: TrainState, prompts: list[list[int]], done: Any, advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        host = training_rows(prompts, done, advantages.ravel(), pad_id)
+        host = rollouts.training_rows(prompts, done, advantages.ravel(), pad_id)
         batch = common.put_batch(host, mesh)
         batch["ref_log_probs"] = log_probs(reference, batch)
         if config.rl.minibatches == 1:
@@ -348,7 +262,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             state, metrics = update(state, frozen, rows)
         return state, metrics
 
-    def held_out(state: TrainState) -> dict[str, float]:
+    def held_out(state: TrainState, step: int) -> dict[str, float]:
         """Reward of the same held-out questions and random streams, before and after."""
         some = records["validation"][: config.rl.eval_questions]
         rows = completions.complete(
@@ -359,14 +273,20 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             config,
             config.rl.eval_samples,
         )
-        terms = score(rows, scorer, config)
-        per_question = combine(terms, config).reshape(len(some), -1).mean(axis=1)
+        terms = rollouts.score(rows, scorer, config)
+        per_question = rollouts.combine(terms, config).reshape(len(some), -1).mean(axis=1)
         reward, error = common.mean_and_error(per_question)
         validity, validity_error = common.mean_and_error(terms["format"])
         similarity, similarity_error = common.mean_and_error(terms["similarity"])
         files.append_jsonl(
             folder / "held_out.jsonl",
-            [{"reward_per_question": per_question.tolist(), "ids": [r["id"] for r in some]}],
+            [
+                {
+                    "step": step,
+                    "reward_per_question": per_question.tolist(),
+                    "ids": [r["id"] for r in some],
+                }
+            ],
         )
         return {
             "held_out_reward": reward,
@@ -381,7 +301,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     # Loop.
     files.keep_jsonl(folder / "rollouts.jsonl", lambda row: row["step"] <= start)
-    files.keep_jsonl(folder / "held_out.jsonl", lambda _: start > 0)
+    files.keep_jsonl(folder / "held_out.jsonl", lambda row: start > 0 and row["step"] <= start)
     with (
         jax.set_mesh(mesh),
         Recorder(folder, "rl", start, config.steps, config.log.every) as recorder,
@@ -389,18 +309,23 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         workdirs.watch_sigterm() as sigterm,
     ):
         if start == 0:
-            recorder.write(0, held_out(state))
+            recorder.write(0, held_out(state, 0))
         for step in range(start + 1, config.steps + 1):
             rows, prompts, done = rollout(state, step)
-            terms = score(rows, scorer, config)
-            reward, advantages = combine(terms, config), group_advantages(terms, config)
+            terms = rollouts.score(rows, scorer, config)
+            reward, advantages = (
+                rollouts.combine(terms, config),
+                rollouts.group_advantages(terms, config),
+            )
             state, metrics = learn(state, prompts, done, advantages)
-            observed = rollout_metrics(rows, terms, reward, config)
+            observed = rollouts.measure(rows, terms, reward, config)
             recorder.push(step, {"reward": observed["reward"], **metrics, **observed})
-            lines = rollout_lines(step, rows, terms, reward, advantages.ravel())
+            lines = rollouts.lines(step, rows, terms, reward, advantages.ravel())
             files.append_jsonl(folder / "rollouts.jsonl", lines[: config.rl.rollout_examples])
             last = step == config.steps
-            if not last and step % config.log.validate_every == 0:
+            if last:
+                recorder.write(step, held_out(state, step))
+            if last or step % config.log.validate_every == 0:
                 recorder.say(completions.show(rows[0]))
             if last or sigterm or step % config.checkpoint.every == 0:
                 recorder.flush()
@@ -408,7 +333,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 if sigterm and not last:
                     checkpointer.wait()
                     raise workdirs.Preempted("rl", step)
-        recorder.write(config.steps, held_out(state))
 
     figures = [
         workdirs.figure(folder, "reward on held-out questions", "held_out_reward"),
@@ -434,43 +358,6 @@ def rows_log_probs(
         {name: batch[name] for name in names},
         batch_size=rows,
     )
-
-
-def rollout_metrics(
-    rows: list[dict], terms: dict[str, np.ndarray], reward: np.ndarray, config: ConfigDict
-) -> dict[str, float]:
-    """What a rollout batch was worth: terms, validity, lengths, and how much of it carries signal."""
-    groups = reward.reshape(-1, config.rl.group_size)
-    measured = {f"reward_{name}": float(terms[name].mean()) for name in reward_weights(config)}
-    return {
-        "reward": float(reward.mean()),
-        **measured,
-        "reward_std": float(groups.std(axis=1).mean()),
-        "similarity": float(terms["similarity"].mean()),
-        "no_signal": float(advantages_lib.zero_signal_share(jnp.asarray(groups))),
-        "completion_tokens": float(np.mean([row["tokens"] for row in rows])),
-        "cut_off": float(np.mean([not row["finished"] for row in rows])),
-    }
-
-
-def rollout_lines(
-    step: int,
-    rows: list[dict],
-    terms: dict[str, np.ndarray],
-    reward: np.ndarray,
-    advantages: np.ndarray,
-) -> list[dict]:
-    """Whole rollouts for rollouts.jsonl: question, completion, every reward term, advantage."""
-    return [
-        {
-            "step": step,
-            **{name: row[name] for name in ("id", "question", "completion", "rule", "tokens")},
-            "terms": {name: round(float(values[i]), 6) for name, values in terms.items()},
-            "reward": round(float(reward[i]), 6),
-            "advantage": round(float(advantages[i]), 6),
-        }
-        for i, row in enumerate(rows)
-    ]
 
 
 def paired_gain(folder: Path) -> dict[str, float]:

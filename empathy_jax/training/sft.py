@@ -71,7 +71,8 @@ def update_fn(
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics = {"loss": total / count, "grad_norm": optax.global_norm(grads), "tokens": count}
-    return common.apply_gradients(state, grads, optimizer), metrics
+    state = common.apply_gradients(state, grads, optimizer)
+    return state, metrics | {"param_norm": optax.global_norm(state.trainable)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -132,7 +133,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         return rows
 
     # Loop.
-    files.keep_jsonl(folder / "samples.jsonl", lambda row: 0 < start and row["step"] <= start)
+    files.keep_jsonl(folder / "samples.jsonl", lambda row: start > 0 and row["step"] <= start)
     with (
         jax.set_mesh(mesh),
         Recorder(folder, "sft", start, config.steps, config.log.every) as recorder,
@@ -150,7 +151,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 loss = validation_loss(state)
                 recorder.write(step, {"validation_loss": loss})
                 recorder.say(f"[sft] step {step}: validation loss {loss:.4f}")
-            if not last and step % config.sft.sample_every == 0:
+            if last:
+                rows = sample(state, step, config.sft.samples)
+                recorder.write(step, validity(rows))
+                recorder.say(completions.show(rows[0]))
+            elif config.sft.sample_every and step % config.sft.sample_every == 0:
                 recorder.say(completions.show(sample(state, step, 1)[0]))
             if last or sigterm or step % config.checkpoint.every == 0:
                 recorder.flush()
@@ -158,9 +163,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 if sigterm and not last:
                     checkpointer.wait()
                     raise workdirs.Preempted("sft", step)
-        rows = sample(state, config.steps, config.sft.samples)
-        recorder.write(config.steps, validity(rows))
-        recorder.say(completions.show(rows[0]))
 
     figures = [
         workdirs.figure(folder, "validation loss (nats per token)", "validation_loss"),

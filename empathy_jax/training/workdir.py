@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import signal
@@ -20,6 +21,27 @@ from empathy_jax import files
 
 # Fields that may change between a run and its resumption: they do not change what is computed.
 FREE_FIELDS = ("log", "checkpoint")
+# Files that only a run which has read its inputs leaves behind.
+BEGUN = ("metrics.jsonl", "generations.jsonl", "summary.json")
+# Fields that count something and must be 1 or more.
+COUNTS = (
+    "steps",
+    "batch_size",
+    "log.every",
+    "log.validate_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "sampling.prompts_per_batch",
+    "sft.row_tokens",
+    "sft.samples",
+    "rl.minibatches",
+    "rl.rows_per_pass",
+    "rl.eval_questions",
+    "rl.eval_samples",
+    "evaluate.samples",
+    "data.max_prompt_tokens",
+    "data.max_completion_tokens",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
 
@@ -32,10 +54,12 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     Raises:
       ValueError: when the folder was made with other values; names each differing field.
     """
+    _check_counts(config)
     folder = workdir / phase
     resolved = json.loads(config.to_json_best_effort())
     written = folder / "config.json"
-    if written.exists():
+    begun = any((folder / name).exists() for name in BEGUN)
+    if begun and written.exists():
         before = json.loads(written.read_text(encoding="utf-8"))
         differing = [
             f"config.{name} was {old!r} and is now {new!r}"
@@ -48,7 +72,7 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
                 + "; ".join(differing)
                 + f". Give the former values to resume it, choose another --workdir, or delete {folder}"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()) and not written.exists():
         raise ValueError(
             f"{folder} is not empty and has no config.json, so it is not a run of this program; "
             "choose another --workdir"
@@ -60,6 +84,13 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     files.write_json(written, resolved)
     files.write_json(folder / "environment.json", environment())
     return folder
+
+
+def _check_counts(config: ConfigDict) -> None:
+    for name in COUNTS:
+        value = operator.attrgetter(name)(config)
+        if value < 1:
+            raise ValueError(f"config.{name} is {value}; it must be 1 or more")
 
 
 def finished(folder: Path) -> dict | None:

@@ -1,6 +1,7 @@
 """The engine against whole forward passes, torch transformers, and itself in other batches."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from empathy_jax.models import decoder
 from empathy_jax.models.attention import causal_mask
 
 RNG = np.random.default_rng(0)
+KEY = jax.random.key(7)
+SAMPLING = SamplingConfig(12, temperature=0.8, top_k=40)
 PROMPTS = [[int(t) for t in RNG.integers(3, 64, n)] for n in (5, 1, 9, 3, 7)]
 
 
@@ -27,43 +30,58 @@ def params(tiny_decoder):
     return jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 2 else leaf, fresh)
 
 
-def complete(params, config, prompts=PROMPTS, sampling=None, **changes):
-    arguments = {"key": jax.random.key(7), "eos_ids": (), "pad_id": 0, "prompts_per_batch": 8}
-    sampling = sampling or SamplingConfig(12)
+def complete(params, config, prompts=PROMPTS, sampling=SAMPLING, **changes):
+    arguments = {"key": KEY, "eos_ids": (), "pad_id": 0, "prompts_per_batch": 8}
     return engine.generate(params, config, prompts, sampling=sampling, **(arguments | changes))
 
 
-def hidden_of(params, config, tokens, lora=None):
-    tokens = jnp.asarray(tokens)[None]
-    positions = jnp.arange(tokens.shape[1])[None]
-    mask = causal_mask(jnp.ones_like(tokens))
-    return decoder.hidden_states(params, config, tokens, positions, mask, lora=lora)[0]
+@pytest.fixture(scope="module")
+def whole(params, tiny_decoder):
+    """Three samples of each prompt, all in one batch."""
+    return complete(params, tiny_decoder, samples_per_prompt=3)
 
 
-def log_probs_of(params, config, prompt, completion, temperature, lora=None):
-    """Log-probs of a completion's tokens and their logits by one forward pass over the whole."""
-    hidden = hidden_of(params, config, [*prompt, *completion], lora)[0, len(prompt) - 1 : -1]
-    logits = decoder.logits(params, config, hidden) / temperature
-    return losses.token_log_probs(logits, jnp.asarray(completion)), logits
-
-
-def test_greedy_tokens_and_log_probs_are_those_of_the_whole_forward_pass(params, tiny_decoder):
-    """70 tokens: the cache grows once on the way."""
+@pytest.fixture(scope="module")
+def greedy(params, tiny_decoder):
+    """70 tokens of each prompt: the cache grows once on the way."""
     assert len(engine.segment_ends(70)) == 2
-    out = complete(params, tiny_decoder, sampling=SamplingConfig(70, temperature=0.0))
-    for prompt, tokens, log_probs in zip(PROMPTS, out.tokens, out.log_probs, strict=True):
-        expected, logits = log_probs_of(params, tiny_decoder, prompt, tokens, 1.0)
-        np.testing.assert_array_equal(tokens, np.argmax(logits, -1))
-        np.testing.assert_allclose(log_probs, expected, atol=2e-4)
-    assert len({tuple(row) for row in out.tokens}) == len(PROMPTS)
+    return complete(params, tiny_decoder, sampling=SamplingConfig(70, temperature=0.0))
 
 
-def test_sampled_log_probs_are_what_the_trainer_computes(params, tiny_decoder):
-    sampling = SamplingConfig(12, temperature=0.8, top_k=20)
-    out = complete(params, tiny_decoder, sampling=sampling, samples_per_prompt=2)
-    for row, (tokens, log_probs) in enumerate(zip(out.tokens, out.log_probs, strict=True)):
-        expected, _ = log_probs_of(params, tiny_decoder, PROMPTS[row // 2], tokens, 0.8)
-        np.testing.assert_allclose(log_probs, expected, atol=2e-4)
+@functools.partial(jax.jit, static_argnames="config")
+def all_logits(params, lora, config, tokens):
+    """Logits after every token, by one forward pass over whole sequences."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    mask = causal_mask(jnp.ones_like(tokens))
+    hidden, _ = decoder.hidden_states(params, config, tokens, positions, mask, lora=lora)
+    return decoder.logits(params, config, hidden)
+
+
+def rescored(params, config, prompts, completions, temperature, lora=None):
+    """Log-probs of each completion's tokens and the logits they were drawn from."""
+    length = completions.shape[1]
+    tokens = np.zeros((len(prompts), max(map(len, prompts)) + length), np.int32)
+    for row, prompt, completion in zip(tokens, prompts, completions, strict=True):
+        row[: len(prompt) + length] = [*prompt, *completion]
+    logits = np.asarray(all_logits(params, lora, config, tokens)) / temperature
+    starts = [len(prompt) - 1 for prompt in prompts]
+    logits = np.stack([row[i : i + length] for row, i in zip(logits, starts, strict=True)])
+    return losses.token_log_probs(jnp.asarray(logits), jnp.asarray(completions)), logits
+
+
+def test_greedy_tokens_and_log_probs_are_those_of_the_whole_forward_pass(
+    params, tiny_decoder, greedy
+):
+    expected, logits = rescored(params, tiny_decoder, PROMPTS, greedy.tokens, 1.0)
+    np.testing.assert_array_equal(greedy.tokens, np.argmax(logits, -1))
+    np.testing.assert_allclose(greedy.log_probs, expected, atol=2e-4)
+    assert len({tuple(row) for row in greedy.tokens}) == len(PROMPTS)
+
+
+def test_sampled_log_probs_are_what_the_trainer_computes(params, tiny_decoder, whole):
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    expected, _ = rescored(params, tiny_decoder, prompts, whole.tokens, 0.8)
+    np.testing.assert_allclose(whole.log_probs, expected, atol=2e-4)
 
 
 def test_decode_step_knows_biases_untied_heads_and_adapters(tiny_decoder):
@@ -71,18 +89,18 @@ def test_decode_step_knows_biases_untied_heads_and_adapters(tiny_decoder):
         tiny_decoder, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=False,
         tie_embeddings=False, lora_rank=2,
     )  # fmt: skip
-    key = jax.random.key(1)
-    trees = decoder.init_params(key, config), decoder.init_lora(key, config)
-    leaves, shape = jax.tree.flatten(trees)
-    keys = jax.random.split(key, len(leaves))
-    noise = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    params, lora = jax.tree.unflatten(shape, noise)
+    fresh = jax.eval_shape(
+        lambda key: (decoder.init_params(key, config), decoder.init_lora(key, config)), KEY
+    )
+    noise = np.random.default_rng(1)
+    params, lora = jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * noise.normal(size=leaf.shape), leaf.dtype), fresh
+    )
     out = complete(params, config, lora=lora)
-    plain = complete(params, config)
-    for prompt, tokens, log_probs in zip(PROMPTS, out.tokens, out.log_probs, strict=True):
-        expected, _ = log_probs_of(params, config, prompt, tokens, 1.0, lora)
-        np.testing.assert_allclose(log_probs, expected, atol=2e-4)
-    assert not np.array_equal(out.tokens, plain.tokens)
+    expected, _ = rescored(params, config, PROMPTS, out.tokens, 0.8, lora)
+    np.testing.assert_allclose(out.log_probs, expected, atol=2e-4)
+    without, _ = rescored(params, config, PROMPTS, out.tokens, 0.8)
+    assert np.max(np.abs(without - out.log_probs)) > 0.1
 
 
 def torch_qwen3(params, config):
@@ -108,58 +126,51 @@ def torch_qwen3(params, config):
     return model
 
 
-def test_greedy_is_that_of_torch_transformers(params, tiny_decoder):
+def test_greedy_is_that_of_torch_transformers(params, tiny_decoder, greedy):
     model = torch_qwen3(params, tiny_decoder)
-    out = complete(params, tiny_decoder, sampling=SamplingConfig(40, temperature=0.0))
-    for prompt, tokens in zip(PROMPTS, out.tokens, strict=True):
+    for prompt, tokens in zip(PROMPTS, greedy.tokens, strict=True):
         expected = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
-            max_new_tokens=40, min_new_tokens=40, eos_token_id=None, pad_token_id=0,
+            max_new_tokens=70, min_new_tokens=70, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
         np.testing.assert_array_equal(tokens, expected[0, len(prompt) :])
 
 
-@pytest.mark.parametrize("prompts_per_batch", [1, 2, 3])
-def test_samples_do_not_depend_on_batching(params, tiny_decoder, prompts_per_batch):
-    whole = complete(params, tiny_decoder, samples_per_prompt=3)
+def test_samples_do_not_depend_on_batching(params, tiny_decoder, whole):
     seen = []
     split = complete(
-        params, tiny_decoder, samples_per_prompt=3, prompts_per_batch=prompts_per_batch,
+        params, tiny_decoder, samples_per_prompt=3, prompts_per_batch=2,
         progress=lambda *counts: seen.append(counts),
     )  # fmt: skip
     np.testing.assert_array_equal(split.tokens, whole.tokens)
     np.testing.assert_allclose(split.log_probs, whole.log_probs, atol=1e-4)
-    assert seen[-1] == (15, 15) and len(seen) == -(-5 // prompts_per_batch)
+    assert seen == [(6, 15), (12, 15), (15, 15)]
 
 
-def test_samples_do_not_depend_on_padding_or_on_the_other_rows(params, tiny_decoder):
-    whole = complete(params, tiny_decoder)
-    long_prompt = PROMPTS[0] * 14  # 70 tokens: the bucket of all becomes 96
-    padded = complete(params, tiny_decoder, [long_prompt, PROMPTS[2]], row_ids=[90, 2])
-    np.testing.assert_array_equal(padded.tokens[1], whole.tokens[2])
+def test_samples_do_not_depend_on_padding_or_on_the_other_rows(params, tiny_decoder, whole):
+    long_prompt = PROMPTS[0] * 14  # 70 tokens: the bucket of both becomes 96
+    padded = complete(params, tiny_decoder, [long_prompt, PROMPTS[2]], row_ids=[90, 7])
+    np.testing.assert_array_equal(padded.tokens[1], whole.tokens[7])
 
 
-def test_samples_share_a_prompt_and_draw_on_streams_of_their_own(params, tiny_decoder):
-    shared = complete(params, tiny_decoder, PROMPTS[:2], samples_per_prompt=3)
+def test_samples_share_a_prompt_and_draw_on_streams_of_their_own(params, tiny_decoder, whole):
     repeated = complete(params, tiny_decoder, [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3)
-    np.testing.assert_array_equal(shared.tokens, repeated.tokens)
-    assert len({tuple(row) for row in shared.tokens}) == 6
-    other = complete(params, tiny_decoder, PROMPTS[:2], samples_per_prompt=3, key=jax.random.key(8))
-    assert not np.array_equal(shared.tokens, other.tokens)
+    np.testing.assert_array_equal(repeated.tokens, whole.tokens[:6])
+    assert len({tuple(row) for row in whole.tokens}) == 15
+    other = complete(params, tiny_decoder, samples_per_prompt=3, key=jax.random.key(8))
+    assert not np.any(np.all(other.tokens == whole.tokens, axis=-1))
 
 
-def test_rows_end_at_an_end_token_and_are_padded_after_it(params, tiny_decoder):
-    sampling = SamplingConfig(70)
-    free = complete(params, tiny_decoder, sampling=sampling, samples_per_prompt=2)
-    eos_ids = (11, 29)
-    out = complete(params, tiny_decoder, sampling=sampling, samples_per_prompt=2, eos_ids=eos_ids, pad_id=63)
-    for row in range(10):
-        ends = np.flatnonzero(np.isin(free.tokens[row], eos_ids))
-        length = ends[0] + 1 if ends.size else 70
+def test_rows_end_at_an_end_token_and_are_padded_after_it(params, tiny_decoder, whole):
+    eos_ids = tuple(range(5, 64, 8))
+    out = complete(params, tiny_decoder, samples_per_prompt=3, eos_ids=eos_ids, pad_id=63)
+    for row, free in enumerate(whole.tokens):
+        ends = np.flatnonzero(np.isin(free, eos_ids))
+        length = ends[0] + 1 if ends.size else 12
         assert out.lengths[row] == length and out.finished[row] == bool(ends.size)
-        np.testing.assert_array_equal(out.tokens[row, :length], free.tokens[row, :length])
+        np.testing.assert_array_equal(out.tokens[row, :length], free[:length])
         assert np.all(out.tokens[row, length:] == 63) and np.all(out.log_probs[row, length:] == 0)
-    assert 0 < out.finished.sum()
+    assert 0 < out.finished.sum() < 15
 
 
 def test_the_loop_stops_when_all_rows_are_done(params, tiny_decoder):
@@ -180,23 +191,22 @@ def test_a_second_call_does_not_trace_again(params, tiny_decoder, monkeypatch):
 
     step = decoding.decode_step
     monkeypatch.setattr(decoding, "decode_step", counted)
-    complete(params, config, PROMPTS, SamplingConfig(70), prompts_per_batch=2)
+    complete(params, config, prompts_per_batch=2)
     first = len(traces)
     assert first > 0
+    # Nor does it move anything to the device unasked.
     with jax.transfer_guard_host_to_device("disallow"):
-        complete(params, config, PROMPTS[::-1], SamplingConfig(70), prompts_per_batch=2)
+        complete(params, config, PROMPTS[::-1], prompts_per_batch=2)
     assert len(traces) == first
 
 
-def test_sharded_parameters_give_the_same_tokens(params, tiny_decoder):
+def test_sharded_parameters_give_the_same_tokens(params, tiny_decoder, whole):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.device_put(
-        params["embed"]["embedding"], jax.NamedSharding(mesh, jax.P("data"))
-    )
-    replicated = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
-    sharded = {**replicated, "embed": {"embedding": spread}}
-    expected, actual = complete(params, tiny_decoder), complete(sharded, tiny_decoder)
-    np.testing.assert_array_equal(actual.tokens, expected.tokens)
+    sharded = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    table = jax.device_put(params["embed"]["embedding"], jax.NamedSharding(mesh, jax.P("data")))
+    sharded = {**sharded, "embed": {"embedding": table}}
+    actual = complete(sharded, tiny_decoder, samples_per_prompt=3)
+    np.testing.assert_array_equal(actual.tokens, whole.tokens)
 
 
 def test_no_prompts_give_no_completions(params, tiny_decoder):

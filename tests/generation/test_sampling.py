@@ -104,7 +104,10 @@ def test_a_row_depends_on_its_own_key_alone():
     logits = jnp.asarray(RNG.normal(size=(6, 40)).astype(np.float32))
     keys = jax.random.split(jax.random.key(1), 6)
     together, _ = sampling.sample(keys, logits, SamplingConfig(1))
-    alone = [sampling.sample(keys[i : i + 1], logits[i : i + 1], SamplingConfig(1))[0][0] for i in range(6)]
+    alone = [
+        sampling.sample(keys[i : i + 1], logits[i : i + 1], SamplingConfig(1))[0][0]
+        for i in range(6)
+    ]
     np.testing.assert_array_equal(together, alone)
 
 
@@ -115,8 +118,12 @@ def test_inverse_cumulative_matches_searchsorted(vocab):
     weights[:, RNG.integers(vocab)] += 1
     total = weights.sum(-1).astype(int)
     drawn = RNG.integers(0, total)
-    expected = [np.searchsorted(np.cumsum(w), t, side="right") for w, t in zip(weights, drawn, strict=True)]
-    actual = sampling.inverse_cumulative(jnp.asarray(weights), jnp.asarray((drawn + 0.5) / total, jnp.float32))
+    expected = [
+        np.searchsorted(np.cumsum(w), t, side="right") for w, t in zip(weights, drawn, strict=True)
+    ]
+    actual = sampling.inverse_cumulative(
+        jnp.asarray(weights), jnp.asarray((drawn + 0.5) / total, jnp.float32)
+    )
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -126,7 +133,9 @@ def test_the_largest_uniform_number_never_draws_a_forbidden_token():
     weights[RNG.random(weights.shape) < 0.5] = 0
     weights[:, -300:] = 0
     for uniform in (0.0, 0.5, largest, 1.0):
-        tokens = sampling.inverse_cumulative(jnp.asarray(weights), jnp.full(500, uniform, jnp.float32))
+        tokens = sampling.inverse_cumulative(
+            jnp.asarray(weights), jnp.full(500, uniform, jnp.float32)
+        )
         assert np.all(np.take_along_axis(weights, np.asarray(tokens)[:, None], 1) > 0)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax.models.attention import attention, causal_mask
+from empathy_jax.models.attention import QUERY_BLOCK, attention, causal_mask
 from empathy_jax.models.rope import (
     RopeScaling,
     apply_rope,
@@ -46,6 +46,32 @@ def test_a_query_that_sees_nothing_is_finite(length):
     mask = jnp.zeros((1, length, length), bool)
     found, gradient = jax.value_and_grad(lambda x: attention(x, x, x, mask).sum())(x)
     assert jnp.isfinite(found) and jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_long_causal_sequences_block_by_block_are_the_whole(heads):
+    """Packed and padded, longer than a block and not a multiple of it: values and gradients."""
+    length = QUERY_BLOCK + 44
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, weights = (jax.random.normal(key, (2, length, heads[0], 8)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, length, heads[1], 8)) for key in keys[2:])
+    position = np.arange(length)
+    segment_ids = np.stack([1 + (position > 100) + (position > 260), position < 280]).astype(int)
+    mask = causal_mask(jnp.asarray(segment_ids))
+
+    def loss(qkv, is_causal):
+        found = attention(*qkv, mask, is_causal)
+        # Rows of padding mean nothing.
+        return jnp.sum(jnp.where(segment_ids[..., None, None] > 0, found * weights, 0.0)), found
+
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (_, blocks), block_gradients = compiled((q, k, v), True)
+    (_, whole), whole_gradients = compiled((q, k, v), False)
+    counts = segment_ids > 0
+    np.testing.assert_allclose(blocks[counts], whole[counts], atol=1e-5)
+    for found, expected in zip(block_gradients, whole_gradients, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert jnp.isfinite(blocks).all()
 
 
 def test_causal_mask_by_hand():

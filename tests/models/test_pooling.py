@@ -35,7 +35,7 @@ def test_a_row_without_tokens_has_mean_zero():
 
 
 def test_another_kind_is_refused():
-    with pytest.raises(ValueError, match="'max'.*mean, cls, last"):
+    with pytest.raises(ValueError, match=r"'max'.*mean, cls, last"):
         pool(HIDDEN, RIGHT_THEN_LEFT, "max")
 
 

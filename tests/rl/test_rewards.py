@@ -6,7 +6,9 @@ import pytest
 from empathy_jax import chain_of_empathy
 from empathy_jax.rl import rewards
 
-CHAIN = chain_of_empathy.Chain("她很难过", "她觉得自己不够好", "她想被理解", "先倾听", "听起来这很不容易")
+CHAIN = chain_of_empathy.Chain(
+    "她很难过", "她觉得自己不够好", "她想被理解", "先倾听", "听起来这很不容易"
+)
 QUESTION = "我和男朋友分手以后一直睡不着，觉得自己什么都做不好，我该怎么办？"
 
 
@@ -47,7 +49,9 @@ def test_a_bad_quantile_table_is_refused(table):
 
 
 def test_gated_pays_no_answer_without_a_chain():
-    np.testing.assert_array_equal(rewards.gated([1, 0, 1], [0.7, 0.9, 0.0]), np.float32([0.7, 0, 0]))
+    np.testing.assert_array_equal(
+        rewards.gated([1, 0, 1], [0.7, 0.9, 0.0]), np.float32([0.7, 0, 0])
+    )
 
 
 def test_echo_overlap_by_hand():
@@ -77,7 +81,7 @@ def test_total_is_the_weighted_sum():
 
 
 def test_total_refuses_unmatched_names_and_numbers_that_are_not_finite():
-    with pytest.raises(ValueError, match="config.reward.weights"):
+    with pytest.raises(ValueError, match="weights names"):
         rewards.total({"format": np.ones(2)}, {"formatt": 1.0})
     with pytest.raises(ValueError, match="'format' has 1 values"):
         rewards.total({"format": np.array([1.0, np.nan])}, {"format": 1.0})

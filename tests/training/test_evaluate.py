@@ -32,7 +32,7 @@ def run_copy(trained, tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Completions without the engine: even samples copy the question as their answer, odd break off.
+    """Completions without the engine: even samples answer with the question, odd break off.
 
     Returns the (first id, number of questions) of each call.
     """

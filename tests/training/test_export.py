@@ -97,7 +97,7 @@ def test_finished_export_returns_its_summary_and_other_values_are_refused(export
     assert export.run(config, root) == summary
     other = config.copy_and_resolve_references()
     other.export.dtype = "bfloat16"
-    with pytest.raises(ValueError, match="export.dtype"):
+    with pytest.raises(ValueError, match=r"export\.dtype"):
         export.run(other, root)
     other.export.dtype = "int8"
     with pytest.raises(ValueError, match=r"'int8'.*bfloat16"):
@@ -190,7 +190,7 @@ def _tensors(directory: Path) -> dict[str, np.ndarray]:
     found = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return found
 
 

@@ -1,0 +1,133 @@
+"""What a rollout batch is worth, and what of it the update and the reader of a run get to see."""
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from empathy_jax.generation.engine import Completions
+from empathy_jax.rl import advantages as advantages_lib
+from empathy_jax.rl import rewards
+from empathy_jax.training.reward_model import Scorer
+
+LENGTH_STEP = 256  # padded lengths are multiples of this, so that few shapes are compiled
+
+
+def score(rows: list[dict], scorer: Scorer, config: ConfigDict) -> dict[str, np.ndarray]:
+    """Every reward term of judged completions, float32 [N] each, and `similarity` as it came.
+
+    An invalid completion has no answer: its answer and echo terms are 0.
+    """
+    formats = np.asarray([row["valid"] for row in rows], np.float32)
+    answers = [row["answer"] or "" for row in rows]
+    questions = [row["question"] for row in rows]
+    similarity = scorer.similarity(questions, answers)
+    calibration = scorer.calibration
+    if config.rl.answer_reward == "binary":
+        answer = rewards.binary_answer(similarity, calibration["threshold"])
+    else:
+        answer = rewards.quantile_scaled(similarity, calibration["quantiles"])
+    overlap = [rewards.echo_overlap(q, a) for q, a in zip(questions, answers, strict=True)]
+    return {
+        "format": formats,
+        "answer": rewards.gated(formats, answer),
+        "echo": rewards.gated(formats, rewards.echo_penalty(overlap)),
+        "similarity": similarity,
+    }
+
+
+def combine(terms: dict[str, np.ndarray], config: ConfigDict) -> np.ndarray:
+    """The reward of each completion: the weighted sum of its terms."""
+    weights = reward_weights(config)
+    return rewards.total({name: terms[name] for name in weights}, weights)
+
+
+def reward_weights(config: ConfigDict) -> dict[str, float]:
+    """Weights of the terms; an echo is charged for."""
+    rl = config.rl
+    return {"format": rl.format_weight, "answer": rl.answer_weight, "echo": -rl.echo_weight}
+
+
+def group_advantages(terms: dict[str, np.ndarray], config: ConfigDict) -> np.ndarray:
+    """Advantages [Q, G] by `config.rl.advantage`."""
+    shape = (-1, config.rl.group_size)
+    if config.rl.advantage == "gdpo":
+        weights = reward_weights(config)
+        stacked = jnp.stack([jnp.reshape(terms[name], shape) for name in weights])
+        return np.asarray(advantages_lib.per_reward(stacked, jnp.asarray(list(weights.values()))))
+    total = jnp.reshape(combine(terms, config), shape)
+    if config.rl.advantage == "dr_grpo":
+        return np.asarray(advantages_lib.group_centered(total))
+    return np.asarray(advantages_lib.group_relative(total))
+
+
+def training_rows(
+    prompts: list[list[int]], done: Completions, advantages: np.ndarray, pad_id: int
+) -> dict[str, np.ndarray]:
+    """Padded rows of prompt and completion with the loss on the completion's tokens.
+
+    Args:
+      prompts: token ids, one list per completion.
+      done: the engine's `Completions`.
+      advantages: [N].
+      pad_id: fills the rows to a multiple of LENGTH_STEP.
+    """
+    rows = len(prompts)
+    longest = max(len(p) + int(n) for p, n in zip(prompts, done.lengths, strict=True)) - 1
+    width = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    shape = (rows, width)
+    batch = {
+        "tokens": np.full(shape, pad_id, np.int32),
+        "targets": np.full(shape, pad_id, np.int32),
+        "loss_mask": np.zeros(shape, bool),
+        "segment_ids": np.zeros(shape, np.int32),
+        "positions": np.tile(np.arange(width, dtype=np.int32), (rows, 1)),
+        "sampler_log_probs": np.zeros(shape, np.float32),
+        "advantages": np.asarray(advantages, np.float32).reshape(rows, 1),
+    }
+    for row, prompt in enumerate(prompts):
+        count = int(done.lengths[row])
+        ids = np.concatenate([prompt, done.tokens[row, :count]])
+        place = slice(len(prompt) - 1, ids.size - 1)
+        batch["tokens"][row, : ids.size - 1] = ids[:-1]
+        batch["targets"][row, : ids.size - 1] = ids[1:]
+        batch["segment_ids"][row, : ids.size - 1] = 1
+        batch["loss_mask"][row, place] = True
+        batch["sampler_log_probs"][row, place] = done.log_probs[row, :count]
+    return batch
+
+
+def measure(
+    rows: list[dict], terms: dict[str, np.ndarray], reward: np.ndarray, config: ConfigDict
+) -> dict[str, float]:
+    """What a rollout batch was worth: terms, validity, lengths, and how much of it carries signal."""
+    groups = reward.reshape(-1, config.rl.group_size)
+    measured = {f"reward_{name}": float(terms[name].mean()) for name in reward_weights(config)}
+    return {
+        "reward": float(reward.mean()),
+        **measured,
+        "reward_std": float(groups.std(axis=1).mean()),
+        "similarity": float(terms["similarity"].mean()),
+        "no_signal": float(advantages_lib.zero_signal_share(jnp.asarray(groups))),
+        "completion_tokens": float(np.mean([row["tokens"] for row in rows])),
+        "cut_off": float(np.mean([not row["finished"] for row in rows])),
+    }
+
+
+def lines(
+    step: int,
+    rows: list[dict],
+    terms: dict[str, np.ndarray],
+    reward: np.ndarray,
+    advantages: np.ndarray,
+) -> list[dict]:
+    """Whole rollouts for rollouts.jsonl: question, completion, every reward term, advantage."""
+    return [
+        {
+            "step": step,
+            **{name: row[name] for name in ("id", "question", "completion", "rule", "tokens")},
+            "terms": {name: round(float(values[i]), 6) for name, values in terms.items()},
+            "reward": round(float(reward[i]), 6),
+            "advantage": round(float(advantages[i]), 6),
+        }
+        for i, row in enumerate(rows)
+    ]
