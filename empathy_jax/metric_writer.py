@@ -120,7 +120,8 @@ class Recorder:
             return
         step, metrics, seconds = self._pending
         self._pending = None
-        scalars = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        fetched = jax.device_get(dict(metrics))
+        scalars = {name: float(fetched[name]) for name in sorted(fetched, key=_place)}
         _refuse_non_finite(step, scalars)
         if step % self._every == 0 or step == self._steps:
             self._writer.write(step, {**scalars, "seconds": seconds})
@@ -132,6 +133,12 @@ class Recorder:
     def __exit__(self, *exception: object) -> None:
         self._progress.close()
         self._writer.close()
+
+
+def _place(name: str) -> tuple[int, str]:
+    """What a reader looks for first comes first."""
+    first = ("reward", "loss", "reward_format", "recall", "kl", "grad_norm")
+    return (first.index(name) if name in first else len(first), name)
 
 
 def _refuse_non_finite(step: int, scalars: Mapping[str, float]) -> None:

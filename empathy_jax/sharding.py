@@ -131,6 +131,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts `batch_sharding` cuts the leading axis."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+def check_rows(rows: int, mesh: Mesh, what: str) -> None:
+    """Refuse a leading axis that `batch_sharding` cannot cut evenly.
+
+    Args:
+      rows: its length.
+      mesh: the mesh.
+      what: the fields that make it, for the message.
+    """
+    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if rows % parts:
+        raise ValueError(
+            f"{what} is {rows}; it must be a multiple of {parts}, the devices that hold different "
+            "data (config.mesh.data x config.mesh.fsdp)"
+        )

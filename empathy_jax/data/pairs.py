@@ -21,13 +21,16 @@ def positives(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows as (tokens int32 [B, T], mask bool [B, T]); T is a multiple of LENGTH_STEP.
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, max_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token rows as (tokens int32 [B, T], mask bool [B, T]).
 
-    An empty row keeps one visible pad token, so that no mean is taken over nothing.
+    T is a multiple of LENGTH_STEP, or `max_tokens`, which no row exceeds. An empty row keeps one
+    visible pad token, so that no mean is taken over nothing.
     """
     longest = max(1, *(len(row) for row in rows))
-    width = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    width = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_tokens)
     tokens = np.full((len(rows), width), pad_id, np.int32)
     mask = np.zeros((len(rows), width), bool)
     for index, row in enumerate(rows):
@@ -60,6 +63,7 @@ class _Pairs:
 def pair_dataset(
     records: Sequence[dict[str, Any]],
     tokenize: Callable[[str], list[int]],
+    max_tokens: int,
     batch_size: int,
     pad_id: int,
     seed: int,
@@ -68,7 +72,8 @@ def pair_dataset(
 
     Args:
       records: question records with answers.
-      tokenize: text to token ids, cut to the longest allowed.
+      tokenize: text to token ids, cut to `max_tokens`.
+      max_tokens: longest row.
       batch_size: pairs in a batch, B.
       pad_id: of the tokenizer.
       seed: of the order.
@@ -90,7 +95,7 @@ def pair_dataset(
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         batch = {"group": np.asarray([item["group"] for item in items], np.int32)}
         for name in ("question", "answer"):
-            tokens, mask = pad([item[name] for item in items], pad_id)
+            tokens, mask = pad([item[name] for item in items], pad_id, max_tokens)
             batch |= {f"{name}_tokens": tokens, f"{name}_mask": mask}
         return batch
 

@@ -134,6 +134,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if (summary := workdirs.finished(folder)) is not None:
         return summary
     layout = sharding.make_layout(config.mesh)
+    sharding.check_rows(config.batch_size, layout.mesh, "config.batch_size")
 
     # Data and model.
     records = inputs.read_questions(config, folder)
@@ -143,7 +144,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     )
     pad_id = model.tokenizer.pad_token_id
     dataset = pairs.pair_dataset(
-        records["train"], tokenize, config.batch_size, pad_id, seed=config.seed
+        records["train"],
+        tokenize,
+        config.reward_model.max_tokens,
+        config.batch_size,
+        pad_id,
+        seed=config.seed,
     )
     common.save_model_folder(folder, model)
 
@@ -213,6 +219,11 @@ def _load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     section = config.reward_model
     if section.init:
         model = common.load_model(section.init, section, "config.reward_model", None, layout)
+        if model.config.max_positions < section.max_tokens:
+            raise ValueError(
+                f"config.reward_model.max_tokens is {section.max_tokens}, but {section.init} reads "
+                f"{model.config.max_positions} positions at most; lower it to that"
+            )
         return dataclasses.replace(model, pooling=section.pooling)
     if section.tokenizer:
         tokenizer = tokenizers.load_plain(section.tokenizer, section.vocab_size)
@@ -257,7 +268,7 @@ class Scorer:
         for begin in range(0, len(order), TEXTS_PER_PASS):
             chosen = order[begin : begin + TEXTS_PER_PASS]
             rows = [ids[i] for i in chosen] + [[]] * (TEXTS_PER_PASS - len(chosen))
-            tokens, mask = pairs.pad(rows, self._model.tokenizer.pad_token_id)
+            tokens, mask = pairs.pad(rows, self._model.tokenizer.pad_token_id, self._max_tokens)
             found = np.asarray(self._embed(self._variables, tokens=tokens, mask=mask))
             vectors |= {unique[i]: found[row] for row, i in enumerate(chosen)}
         return np.stack([vectors[text] for text in texts])

@@ -198,6 +198,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         return summary
     layout = sharding.make_layout(config.mesh)
     mesh = layout.mesh
+    rows_per_update = config.batch_size * config.rl.group_size // config.rl.minibatches
+    sharding.check_rows(
+        min(config.rl.rows_per_pass, rows_per_update), mesh, "config.rl.rows_per_pass"
+    )
 
     # Data, policy and reward model.
     records = inputs.read_questions(config, folder)

@@ -52,9 +52,9 @@ def group_advantages(terms: dict[str, np.ndarray], config: ConfigDict) -> np.nda
     shape = (-1, config.rl.group_size)
     if config.rl.advantage == "gdpo":
         weights = reward_weights(config)
-        stacked = jnp.stack([jnp.reshape(terms[name], shape) for name in weights])
+        stacked = jnp.stack([jnp.asarray(terms[name]).reshape(shape) for name in weights])
         return np.asarray(advantages_lib.per_reward(stacked, jnp.asarray(list(weights.values()))))
-    total = jnp.reshape(combine(terms, config), shape)
+    total = jnp.asarray(combine(terms, config)).reshape(shape)
     if config.rl.advantage == "dr_grpo":
         return np.asarray(advantages_lib.group_centered(total))
     return np.asarray(advantages_lib.group_relative(total))

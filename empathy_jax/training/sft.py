@@ -83,6 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         return summary
     layout = sharding.make_layout(config.mesh)
     mesh = layout.mesh
+    sharding.check_rows(config.batch_size, mesh, "config.batch_size")
 
     # Data and model.
     records = inputs.read_chains(config, folder)

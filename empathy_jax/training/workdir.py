@@ -21,6 +21,14 @@ from empathy_jax import files
 
 # Fields that may change between a run and its resumption: they do not change what is computed.
 FREE_FIELDS = ("log", "checkpoint")
+# Sections that a phase does not read: another value of theirs makes no different run.
+OTHERS_FIELDS = {
+    "sft": ("reward_model", "rl", "evaluate", "export"),
+    "reward_model": ("model", "sampling", "sft", "rl", "evaluate", "export"),
+    "rl": ("sft", "evaluate", "export"),
+    "evaluate": ("sft", "rl", "export"),
+    "export": ("sampling", "sft", "rl", "evaluate"),
+}
 # Files that only a run which has read its inputs leaves behind.
 BEGUN = ("metrics.jsonl", "generations.jsonl", "summary.json")
 # Fields that count something and must be 1 or more.
@@ -64,7 +72,7 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
         differing = [
             f"config.{name} was {old!r} and is now {new!r}"
             for name, old, new in _differences(before, resolved)
-            if name.split(".")[0] not in FREE_FIELDS
+            if name.split(".")[0] not in (*FREE_FIELDS, *OTHERS_FIELDS.get(phase, ()))
         ]
         if differing:
             raise ValueError(

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from configs import common
+from empathy_jax import optimizer
+
+
+def _section(**changes) -> ConfigDict:
+    section = common.get_config("tiny").optimizer
+    section.update(changes)
+    return section
+
+
+def _rates(steps, **changes):
+    schedule = optimizer.make_schedule(_section(learning_rate=1.0, **changes), steps)
+    return [float(schedule(step)) for step in range(steps + 1)]
+
+
+def test_schedules_by_hand():
+    shape = {"warmup_steps": 2, "final_fraction": 0.1}
+    np.testing.assert_allclose(
+        _rates(6, schedule="linear", **shape), [0, 0.5, 1, 0.775, 0.55, 0.325, 0.1], atol=1e-6
+    )
+    # Cosine at a quarter, half and three quarters of the decay: 0.1 + 0.9 (1 + cos πx) / 2.
+    np.testing.assert_allclose(
+        _rates(6, schedule="cosine", **shape),
+        [0, 0.5, 1, 0.8681981, 0.55, 0.2318019, 0.1],
+        atol=1e-6,
+    )
+    assert _rates(4, schedule="constant", **shape) == [0, 0.5, 1, 1, 1]
+    assert _rates(2, schedule="constant", warmup_steps=0) == [1, 1, 1]
+
+
+def test_warm_up_longer_than_the_run_still_reaches_the_peak():
+    assert _rates(3, schedule="constant", warmup_steps=50) == [0, 0.5, 1, 1]
+    assert _rates(1, schedule="cosine", warmup_steps=50)[0] == 1
+
+
+def test_unknown_schedule_names_field_and_choices():
+    with pytest.raises(ValueError, match=r"config\.optimizer\.schedule is 'step'; allowed: con"):
+        optimizer.make_schedule(_section(schedule="step"), 10)
+
+
+def test_only_matrices_decay():
+    params = {
+        "embedding": 0,
+        "norm": {"scale": 0},
+        "q": {"kernel": 0, "bias": 0},
+        "lora": {"a": 0, "b": 0},
+    }
+    assert optimizer.decay_mask(params) == {
+        "embedding": False,
+        "norm": {"scale": False},
+        "q": {"kernel": True, "bias": False},
+        "lora": {"a": True, "b": True},
+    }
+
+
+def test_three_steps_equal_torch():
+    section = _section(
+        learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.1, clip_norm=0.5
+    )
+    start = {"kernel": np.array([[1.0, -2.0]]), "bias": np.array([0.5])}
+    ours = jax.tree.map(jnp.float32, start)
+    transform = optimizer.make_optimizer(section, 10)
+    state = transform.init(ours)
+    kernel, bias = (torch.tensor(start[name], requires_grad=True) for name in ("kernel", "bias"))
+    groups = [{"params": [kernel]}, {"params": [bias], "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(
+        groups, lr=0.1, betas=(section.b1, section.b2), eps=section.eps, weight_decay=0.1
+    )
+    for scale in (1.0, 0.01, -3.0):
+        grads = {"kernel": np.array([[1.0, 2.0]]) * scale, "bias": np.array([2.0]) * scale}
+        updates, state = transform.update(jax.tree.map(jnp.float32, grads), state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        kernel.grad, bias.grad = torch.tensor(grads["kernel"]), torch.tensor(grads["bias"])
+        torch.nn.utils.clip_grad_norm_([kernel, bias], 0.5)
+        theirs.step()
+    np.testing.assert_allclose(ours["kernel"], kernel.detach().numpy(), atol=2e-6)
+    np.testing.assert_allclose(ours["bias"], bias.detach().numpy(), atol=2e-6)
