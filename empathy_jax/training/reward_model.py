@@ -121,9 +121,9 @@ def update_fn(
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.trainable, frozen, batch, config, settings
     )
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **parts}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **parts}
     state = common.apply_gradients(state, grads, optimizer)
-    return state, metrics | {"param_norm": optax.global_norm(state.trainable)}
+    return state, metrics | {"param_norm": optax.tree.norm(state.trainable)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:

@@ -182,10 +182,10 @@ def update_fn(
     count = jnp.maximum(sums.pop("count"), 1)
     tokens = jnp.maximum(sums.pop("tokens"), 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    metrics = {"loss": total / count, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": total / count, "grad_norm": optax.tree.norm(grads)}
     metrics |= {name: value / tokens for name, value in sums.items()}
     state = common.apply_gradients(state, grads, optimizer)
-    return state, metrics | {"param_norm": optax.global_norm(state.trainable)}
+    return state, metrics | {"param_norm": optax.tree.norm(state.trainable)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -256,10 +256,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         host = rollouts.training_rows(prompts, done, advantages.ravel(), pad_id)
         batch = common.put_batch(host, mesh)
-        batch["ref_log_probs"] = log_probs(reference, batch)
+        # Programs that do not wait for one another may deadlock in their collectives on CPU devices.
+        batch["ref_log_probs"] = jax.block_until_ready(log_probs(reference, batch))
         if config.rl.minibatches == 1:
             return update(state, frozen, batch)
-        batch["old_log_probs"] = log_probs(common.join(state.trainable, frozen), batch)
+        current = common.join(state.trainable, frozen)
+        batch["old_log_probs"] = jax.block_until_ready(log_probs(current, batch))
         size = host["tokens"].shape[0] // config.rl.minibatches
         for part in range(config.rl.minibatches):
             rows = jax.tree.map(lambda leaf: leaf[part * size : (part + 1) * size], batch)  # noqa: B023

@@ -70,9 +70,9 @@ def update_fn(
     )
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    metrics = {"loss": total / count, "grad_norm": optax.global_norm(grads), "tokens": count}
+    metrics = {"loss": total / count, "grad_norm": optax.tree.norm(grads), "tokens": count}
     state = common.apply_gradients(state, grads, optimizer)
-    return state, metrics | {"param_norm": optax.global_norm(state.trainable)}
+    return state, metrics | {"param_norm": optax.tree.norm(state.trainable)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -119,10 +119,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     def validation_loss(state: TrainState) -> float:
         sums = [
-            evaluate(state.trainable, frozen, batch=common.put_batch(batch, mesh))
+            jax.device_get(evaluate(state.trainable, frozen, batch=common.put_batch(batch, mesh)))
             for batch in validation
         ]
-        total, count = np.sum(jax.device_get(sums), axis=0)
+        total, count = np.sum(sums, axis=0)
         return float(total / count)
 
     def sample(state: TrainState, step: int, count: int) -> list[dict]:

@@ -230,5 +230,5 @@ def test_buckets_and_segments_by_hand():
     lengths = (1, 64, 65, 97, 129, 450, 1025)
     assert [engine.bucket_length(n) for n in lengths] == [64, 64, 96, 128, 192, 512, 1536]
     assert engine.segment_ends(10) == [10] and engine.segment_ends(64) == [64]
-    assert engine.segment_ends(1000) == [128, 256, 384, 512, 640, 768, 896, 1000]
-    assert engine.segment_ends(2048) == list(range(256, 2049, 256))
+    assert engine.segment_ends(1000) == [256, 512, 768, 1000]
+    assert engine.segment_ends(2048) == [512, 1024, 1536, 2048]

@@ -53,6 +53,13 @@ def test_filters_leave_the_tokens_that_numpy_leaves(filters):
     np.testing.assert_allclose(np.asarray(actual)[kept], (logits / temperature)[kept], rtol=1e-6)
 
 
+def test_top_p_tells_nearly_equal_tokens_apart():
+    logits = RNG.permutation(300).astype(np.float32) * 1e-5
+    actual = sampling.filter_logits(jnp.asarray(logits)[None], SamplingConfig(1, top_p=0.5))
+    kept = logits[np.isfinite(actual[0])]
+    assert len(kept) in (149, 150, 151) and min(kept) == sorted(logits)[-len(kept)]
+
+
 def test_ties_with_the_last_token_let_through_are_let_through():
     logits = jnp.log(jnp.array([[0.4, 0.2, 0.2, 0.2]]))
     for filters in ({"top_k": 2}, {"top_p": 0.5}):

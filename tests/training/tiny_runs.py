@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
 
 from configs import common as configs
-from empathy_jax import chain_of_empathy, files
+from empathy_jax import chain_of_empathy, checkpoint, files
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.data import tokenizer as tokenizers
 
@@ -170,3 +174,17 @@ def metrics(folder: Path) -> list[dict]:
     """Lines of metrics.jsonl without what a clock says."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def arrays(folder: Path, step: int, name: str = "model") -> dict[str, np.ndarray]:
+    """The arrays of one part of a checkpoint of `WORKDIR/<phase>`, by path."""
+    stored = ocp.checkpointables_metadata(folder / "checkpoints" / str(step)).metadata[name]
+    place = SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        stored,
+        is_leaf=lambda leaf: hasattr(leaf, "shape"),
+    )
+    tree = checkpoint.restore(folder / "checkpoints", step, {name: wanted})[name]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
