@@ -137,6 +137,7 @@ def _qwen3(name: str, width: int, mlp: int, layers: int, heads: int, tied: bool)
         "head_dim": 128,
         "tie_embeddings": tied,
         "max_positions": 40_960,
+        "rope_theta": 1e6,
         "compute_dtype": "bfloat16",
         "remat": "full",
     }
@@ -144,15 +145,16 @@ def _qwen3(name: str, width: int, mlp: int, layers: int, heads: int, tied: bool)
 
 SIZES = {
     "tiny": {
-        "vocab_size": 512,
+        "vocab_size": 352,
         "width": 128,
         "mlp_width": 384,
-        "num_layers": 3,
+        "num_layers": 2,
         "num_heads": 2,
         "num_kv_heads": 2,
         "head_dim": 64,
         "tie_embeddings": True,
         "max_positions": 4096,
+        "rope_theta": 1e4,
     },
     # The published shapes of Qwen3 (https://arxiv.org/abs/2505.09388).
     "qwen3_0p6b": _qwen3("Qwen3-0.6B", 1024, 3072, 28, 16, True),

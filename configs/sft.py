@@ -17,11 +17,11 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config = common.get_config(size)
     config.phase = "sft"
     if size == "tiny":
-        config.steps = 300
-        config.batch_size = 8
-        config.sft.row_tokens = 2048
-        config.optimizer.learning_rate = 2e-3
-        config.optimizer.warmup_steps = 20
+        config.steps = 700
+        config.batch_size = 1
+        config.sft.row_tokens = 2112
+        config.optimizer.learning_rate = 4e-3
+        config.optimizer.warmup_steps = 60
         config.optimizer.weight_decay = 0.1
     else:
         config.steps = 1000

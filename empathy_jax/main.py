@@ -112,6 +112,8 @@ def run_phase(config: ConfigDict, workdir: Path) -> dict:
 def cli() -> None:
     """Entry point: `empathy_jax` and `python -m empathy_jax.main`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    sys.path.insert(0, os.getcwd())  # configs import one another, from the project's root
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=_parse_flags)
 

@@ -9,9 +9,7 @@ from empathy_jax import main
 from tests.conftest import ROOT
 
 NAMES = sorted(
-    path.stem
-    for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common")
+    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")
 )
 
 
@@ -64,9 +62,7 @@ def test_every_field_is_read_somewhere():
         path.read_text(encoding="utf-8") for path in (ROOT / "empathy_jax").rglob("*.py")
     )
     words = set(re.findall(r"\w+", sources))
-    unread = [
-        name for name in _leaves(common.get_config()) if name.rpartition(".")[2] not in words
-    ]
+    unread = [name for name in _leaves(common.get_config()) if name.rpartition(".")[2] not in words]
     assert unread == []
 
 

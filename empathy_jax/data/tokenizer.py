@@ -38,6 +38,7 @@ _PAD_CANDIDATES = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|end_of_text|
 # How a tokenizer was loaded; transformers 5 writes it into the saved config.
 _LOAD_TIME_KEYS = ("backend", "is_local", "local_files_only")
 
+WHOLE_COUNT = 100_000  # times that a string to be kept whole is counted in `train`
 _TRAINED_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 # One alternative per kind of piece that BPE may merge within but not across: a tag,
@@ -195,7 +196,9 @@ def decode(tokenizer: transformers.PreTrainedTokenizerFast, ids: Sequence[int]) 
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+def train(
+    texts: Iterable[str], vocab_size: int, whole: Sequence[str] = ()
+) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML's tokens, learnt from texts; deterministic.
 
     It has no normaliser: any text decodes to itself. `<|endoftext|>` is 0 (pad), `<|im_start|>` 1
@@ -203,6 +206,8 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
 
     Args:
       texts: what to learn from.
+      whole: strings that become one token each, such as the tags of a chain, before anything is
+        learnt from the texts; they stay ordinary text, whoever writes them.
       vocab_size: upper bound on the number of tokens, at least 259 (bytes and special tokens).
 
     Raises:
@@ -229,7 +234,8 @@ def train(texts: Iterable[str], vocab_size: int) -> transformers.PreTrainedToken
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    # Counted so often, their letters are merged first.
+    bpe.train_from_iterator([*texts, *(list(whole) * WHOLE_COUNT)], trainer)
     pad, _, eos = _TRAINED_SPECIAL_TOKENS
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,

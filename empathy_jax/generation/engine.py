@@ -23,7 +23,7 @@ from empathy_jax.types import Array, Bool, Float, Int, Key, Params
 __all__ = ["Completions", "SamplingConfig", "generate"]
 
 SMALLEST_BUCKET = 64
-MAX_SEGMENTS = 4  # each is a compilation of its own; 8 decode a tenth faster
+MAX_SEGMENTS = 4  # each is a compilation of its own; with 8, decoding takes 5 % less
 SEGMENT_MULTIPLE = 64
 
 

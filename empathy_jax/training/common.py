@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from empathy_jax import checkpoint, files, sharding
+from empathy_jax import chain_of_empathy, checkpoint, files, sharding
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder, hf, lora
 from empathy_jax.models.rope import RopeScaling
@@ -106,12 +106,14 @@ def load_model(
     config = dataclasses.replace(
         model.config, **{name: section[name] for name in fields if name in section}
     )
+    # A run's weights come in the dtype they were trained in.
+    variables = jax.tree.map(lambda leaf: leaf.astype(config.param_dtype), model.variables)
     source = section.tokenizer or (str(path / "tokenizer") if is_run(path) else init)
     if language is None:
         tokenizer = tokenizers.load_plain(source, config.vocab_size)
     else:
         tokenizer = tokenizers.load(source, language, config.vocab_size)
-    return dataclasses.replace(model, config=config, tokenizer=tokenizer)
+    return dataclasses.replace(model, config=config, variables=variables, tokenizer=tokenizer)
 
 
 def _load_run(path: Path, layout: Layout) -> Model:
@@ -171,7 +173,7 @@ def load_policy(
     if section.tokenizer:
         tokenizer = tokenizers.load(section.tokenizer, language, section.vocab_size)
     else:
-        learnt = tokenizers.train(texts(), section.vocab_size)
+        learnt = tokenizers.train(texts(), section.vocab_size, chain_of_empathy.TAGS)
         tokenizer = tokenizers.set_chat_template(learnt, language)
     fields = {field.name for field in dataclasses.fields(decoder.DecoderConfig)}
     architecture = decoder.DecoderConfig(

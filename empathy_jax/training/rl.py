@@ -227,6 +227,13 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
+    take = jax.jit(
+        lambda batch, part: jax.tree.map(
+            lambda leaf: jnp.split(leaf, config.rl.minibatches)[part], batch
+        ),
+        static_argnums=1,
+        out_shardings=sharding.batch_sharding(mesh),
+    )
     log_probs = jax.jit(
         functools.partial(
             rows_log_probs,
@@ -262,10 +269,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             return update(state, frozen, batch)
         current = common.join(state.trainable, frozen)
         batch["old_log_probs"] = jax.block_until_ready(log_probs(current, batch))
-        size = host["tokens"].shape[0] // config.rl.minibatches
         for part in range(config.rl.minibatches):
-            rows = jax.tree.map(lambda leaf: leaf[part * size : (part + 1) * size], batch)  # noqa: B023
-            state, metrics = update(state, frozen, rows)
+            state, metrics = update(state, frozen, take(batch, part))
         return state, metrics
 
     def held_out(state: TrainState, step: int) -> dict[str, float]:

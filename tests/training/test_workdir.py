@@ -1,0 +1,128 @@
+import json
+import os
+import signal
+import threading
+
+import pytest
+
+from configs import common as configs
+from empathy_jax import files
+from empathy_jax.training import workdir
+
+
+def _config(**changes):
+    config = configs.get_config("tiny")
+    config.phase = "sft"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def _begin(folder):
+    files.append_jsonl(folder / "metrics.jsonl", [{"step": 0}])
+
+
+def test_a_folder_says_how_it_was_made(tmp_path):
+    folder = workdir.open_phase(tmp_path / "new" / "run", "sft", _config(seed=3))
+    assert folder == tmp_path / "new" / "run" / "sft"
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert written["seed"] == 3 and written["optimizer"]["b2"] == 0.95
+    made = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    assert made["packages"].keys() >= {"jax", "flax"} and len(made["devices"]) == 8
+
+
+def test_the_same_run_may_go_on_and_free_fields_may_change(tmp_path):
+    folder = workdir.open_phase(tmp_path, "sft", _config())
+    _begin(folder)
+    workdir.open_phase(tmp_path, "sft", _config(log__every=3, checkpoint__every=7))
+
+
+def test_a_different_run_is_refused_with_every_difference(tmp_path):
+    folder = workdir.open_phase(tmp_path, "sft", _config())
+    _begin(folder)
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(ValueError) as error:
+        workdir.open_phase(tmp_path, "sft", _config(seed=1, optimizer__b1=0.8))
+    text = str(error.value)
+    assert f"{folder} holds a different run" in text and "\n" not in text
+    assert "config.seed was 0 and is now 1" in text
+    assert "config.optimizer.b1 was 0.9 and is now 0.8" in text
+    assert "--workdir" in text and (folder / "config.json").read_bytes() == before
+
+
+def test_a_run_that_never_began_may_be_corrected(tmp_path):
+    folder = workdir.open_phase(tmp_path, "sft", _config(data__chains="absnt.jsonl"))
+    workdir.open_phase(tmp_path, "sft", _config(data__chains="absent.jsonl"))
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert written["data"]["chains"] == "absent.jsonl"
+
+
+def test_someone_elses_folder_is_refused(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "thesis.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"not empty and has no config\.json.*--workdir"):
+        workdir.open_phase(tmp_path, "sft", _config())
+    assert os.listdir(tmp_path / "sft") == ["thesis.txt"]
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(OSError, match=r"cannot write .*file/sft"):
+        workdir.open_phase(tmp_path / "file", "sft", _config())
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "log.every", "rl.minibatches"])
+def test_counts_must_be_positive(tmp_path, name):
+    config = _config()
+    config.update_from_flattened_dict({name: 0})
+    with pytest.raises(ValueError, match=rf"config\.{name} is 0; it must be 1 or more"):
+        workdir.open_phase(tmp_path / "run", "sft", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_figures_are_the_first_and_last_values(tmp_path):
+    files.write_jsonl(
+        tmp_path / "metrics.jsonl",
+        [
+            {"step": 0, "a": 1.0, "a_error": 0.1},
+            {"step": 1, "b": 5},
+            {"step": 2, "a": 3.0, "a_error": 0.3},
+        ],
+    )
+    assert workdir.figure(tmp_path, "A", "a") == {
+        "name": "A", "before": 1.0, "after": 3.0, "error_before": 0.1, "error_after": 0.3,
+    }  # fmt: skip
+    assert workdir.figure(tmp_path, "B", "b") == {"name": "B", "before": 5, "after": 5}
+
+
+def test_the_summary_marks_the_end(tmp_path):
+    assert workdir.finished(tmp_path) is None
+    summary = workdir.finish(tmp_path, "sft", 0.0, [{"name": "A"}], gain=2)
+    assert workdir.finished(tmp_path) == summary
+    assert summary["phase"] == "sft" and summary["gain"] == 2 and summary["seconds"] > 0
+
+
+def test_sigterm_is_noted_while_watched():
+    before = signal.getsignal(signal.SIGTERM)
+    with workdir.watch_sigterm() as received:
+        assert not received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    seen = []
+
+    def body():
+        with workdir.watch_sigterm() as received:
+            seen.append(received)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [[]]
+
+
+def test_preemption_says_how_to_go_on(capsys):
+    assert workdir.Preempted("rl", 7).code == 0
+    assert "SIGTERM at step 7: saved; the same command goes on" in capsys.readouterr().out
