@@ -17,7 +17,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config = common.get_config(size)
     config.phase = "sft"
     if size == "tiny":
-        config.steps = 700
+        config.steps = 450
+        config.sft.tag_weight = 30.0
         config.batch_size = 1
         config.sft.row_tokens = 2112
         config.optimizer.learning_rate = 4e-3

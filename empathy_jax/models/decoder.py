@@ -403,9 +403,15 @@ def output_embedding(params: Params, config: DecoderConfig) -> Float[Array, "V D
 
 
 def logits(
-    params: Params, config: DecoderConfig, hidden: Float[Array, "*batch D"]
-) -> Float32[Array, "*batch V"]:
-    """Scores of the vocabulary in float32, from operands in the compute dtype."""
-    table = output_embedding(params, config).astype(config.compute_dtype)
+    params: Params,
+    config: DecoderConfig,
+    hidden: Float[Array, "*batch D"],
+    token_ids: Int[Array, "some"] | None = None,
+) -> Float32[Array, "*batch scored"]:
+    """Scores of the vocabulary, or of `token_ids` alone, in float32, from compute-dtype operands."""
+    table = output_embedding(params, config)
+    if token_ids is not None:
+        table = jnp.take(table, token_ids, axis=0)
+    table = table.astype(config.compute_dtype)
     hidden = hidden.astype(config.compute_dtype)
     return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)

@@ -28,7 +28,7 @@ class TinyRun:
 
 
 SFT = {"steps": 40, "log.validate_every": 20, "checkpoint.every": 20, "sft.samples": 8}
-REWARD_MODEL = {"steps": 12, "log.validate_every": 6}
+REWARD_MODEL = {"steps": 24, "log.validate_every": 12, "optimizer.learning_rate": 3e-3}
 
 
 @pytest.fixture(scope="session")
