@@ -17,7 +17,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config = common.get_config(size)
     config.phase = "sft"
     if size == "tiny":
-        config.steps = 450
+        config.steps = 500
+        config.sft.form_steps = 150
         config.sft.tag_weight = 30.0
         config.batch_size = 1
         config.sft.row_tokens = 2112

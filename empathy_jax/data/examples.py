@@ -1,17 +1,13 @@
 """Records to tokens: what one chain or one question looks like to the model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import transformers
 
 from empathy_jax import chain_of_empathy
 from empathy_jax.data import tokenizer as tokenizer_lib
-
-if TYPE_CHECKING:
-    import datasets
 
 Example = dict[str, Any]
 
@@ -110,18 +106,38 @@ def build(
     return examples, rejects
 
 
-def memory_map(examples: Sequence[Example], directory: str | Path) -> "datasets.Dataset":
-    """The examples as an Arrow table on disk, read on demand, for corpora larger than memory.
+def form_examples(
+    records: Sequence[Mapping[str, Any]],
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    variants: int = 4,
+    longest: int = 40,
+) -> list[Example]:
+    """Chains cut short and without their question, for learning the form before the text.
 
-    The result is indexed like the list it came from (its integers are int64; batches cast them).
-    `datasets` costs a second to import, which small corpora that fit in memory should not pay, so
-    it is imported here only.
+    Each text of a chain is cut to its first 3 to `longest` characters, another number for every
+    text and variant, so that the form shows through: ten of them cost what one whole chain does.
+
+    Args:
+      records: chain records.
+      tokenizer: from `data.tokenizer`.
+      variants: examples made of each record.
+      longest: characters of the longest cut.
+
+    Returns:
+      {"id", "tokens": int32 [T], "loss_mask": bool [T]}, with the loss on every token.
     """
-    import datasets
-
-    table = datasets.Dataset.from_list(list(examples))
-    table.save_to_disk(str(directory))
-    return datasets.load_from_disk(str(directory)).with_format("numpy")
+    examples = []
+    for variant in range(variants):
+        for index, record in enumerate(records):
+            lengths = np.random.default_rng((variant, index)).integers(3, longest + 1, 5)
+            fields = (*chain_of_empathy.LAYERS, "answer")
+            texts = [record[name][:length] for name, length in zip(fields, lengths, strict=True)]
+            text = chain_of_empathy.render(chain_of_empathy.Chain(*texts))
+            tokens = np.asarray(tokenizer_lib.completion_ids(tokenizer, text), np.int32)
+            examples.append(
+                {"id": record["id"], "tokens": tokens, "loss_mask": np.ones(len(tokens), bool)}
+            )
+    return examples
 
 
 def _prompt(

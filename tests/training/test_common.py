@@ -191,7 +191,7 @@ def test_parts_add_up_to_the_whole(rows):
     params = decoder.init_params(jax.random.key(0), config)
 
     def loss_fn(params, batch):
-        total, count = sft.loss_fn(params, {}, config, batch)
+        total, count = sft.loss_fn(params, {}, batch=batch, config=config)
         return total / 80, {"count": count}
 
     whole = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch)

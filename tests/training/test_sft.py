@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax import files, main
+from empathy_jax import chain_of_empathy, files, main
+from empathy_jax.chain_of_empathy import Chain
+from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.models import decoder
+from empathy_jax.models.attention import causal_mask
 from empathy_jax.training import common, sft
 from tests.training import tiny_runs, update_steps
 
@@ -57,21 +61,57 @@ def test_steady_state_traces_and_compiles_once():
 def test_loss_is_the_mean_over_counted_tokens_by_hand():
     config, batch = update_steps.DECODER, update_steps.packed_batch(0, rows=2)
     params = common.module_of(config).init_params(jax.random.key(0), config)
-    total, count = sft.loss_fn(params, {}, config, update_steps.as_jax(batch))
+    total, count = sft.loss_fn(params, {}, batch=update_steps.as_jax(batch), config=config)
     assert count == batch["loss_mask"].sum()
     # Uncounted targets and everything in padding make no difference.
     changed = {name: value.copy() for name, value in batch.items()}
     changed["targets"][~batch["loss_mask"]] = 3
     changed["tokens"][batch["segment_ids"] == 0] = 5
-    again, _ = sft.loss_fn(params, {}, config, update_steps.as_jax(changed))
+    again, _ = sft.loss_fn(params, {}, batch=update_steps.as_jax(changed), config=config)
     assert again == pytest.approx(float(total), rel=1e-6)
     # The first example of a row does not see the second, nor the other way round.
     changed["tokens"][:, 8:] = 7
     first = jnp.asarray(batch["loss_mask"]) & (jnp.arange(16) < 8)
     alone = {**update_steps.as_jax(batch), "loss_mask": first}
     beside = {**update_steps.as_jax(changed), "loss_mask": first}
-    one, other = (sft.loss_fn(params, {}, config, b)[0] for b in (alone, beside))
+    one, other = (sft.loss_fn(params, {}, batch=b, config=config)[0] for b in (alone, beside))
     assert one == pytest.approx(float(other), rel=1e-6)
+
+
+def test_which_tag_stands_where_one_stands_by_numpy():
+    config, batch = update_steps.DECODER, update_steps.as_jax(update_steps.packed_batch(0))
+    params = common.module_of(config).init_params(jax.random.key(0), config)
+    tags = (3, 10, 11, 40)
+    arguments = {"batch": batch, "config": config}
+    plain, count = sft.loss_fn(params, {}, **arguments)
+    with_tags, same_count = sft.loss_fn(params, {}, **arguments, tag_ids=tags, tag_weight=0.5)
+    assert count == same_count
+    hidden, _ = decoder.hidden_states(
+        params,
+        config,
+        batch["tokens"],
+        batch["positions"],
+        causal_mask(batch["segment_ids"]),
+    )
+    logits = np.asarray(decoder.logits(params, config, hidden), np.float64)
+    among = logits[..., tags] - np.log(np.exp(logits[..., tags]).sum(-1, keepdims=True))
+    expected = 0.0
+    for row, column in zip(*np.nonzero(batch["loss_mask"]), strict=True):
+        if int(batch["targets"][row, column]) in tags:
+            expected -= among[row, column, tags.index(int(batch["targets"][row, column]))]
+    assert expected > 1
+    assert float(with_tags - plain) == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_tag_ids_are_the_tokens_of_the_tags_and_the_end(tiny_run):
+    tokenizer = tokenizers.load(tiny_run.inputs["model.tokenizer"])
+    ids = sft.tag_ids(tokenizer)
+    assert tokenizer.eos_token_id in ids and list(ids) == sorted(set(ids))
+    text = chain_of_empathy.render(Chain("累", "因", "听", "陪", "在"))
+    pieces = tokenizers.completion_ids(tokenizer, text)
+    assert set(ids) <= set(pieces)
+    rest = [tokenizer.decode([id_]) for id_ in pieces if id_ not in ids]
+    assert not any(set("<>") & set(piece) for piece in rest)
 
 
 # --- a whole run ---

@@ -1,0 +1,77 @@
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from empathy_jax import main
+from tests.conftest import ROOT
+from tests.training import tiny_runs
+
+
+def _config(**changes) -> ConfigDict:
+    config = common.get_config("tiny")
+    config.update(changes)
+    return config
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The (config, workdir) of each phase that was run."""
+    calls = []
+
+    def run_phase(config, workdir):
+        calls.append((config, workdir))
+        return {"phase": config.phase}
+
+    monkeypatch.setattr(main, "run_phase", run_phase)
+    return calls
+
+
+def test_one_phase(ran, tmp_path):
+    assert main.run(_config(phase="sft"), str(tmp_path)) == {"sft": {"phase": "sft"}}
+    (config, workdir), *more = ran
+    assert not more and workdir == tmp_path and config.phase == "sft"
+
+
+def test_several_phases_in_order_with_their_own_values(ran, tmp_path, monkeypatch):
+    from empathy_jax.training import overview
+
+    shown = []
+    monkeypatch.setattr(overview, "show", lambda *arguments: shown.append(arguments))
+    config = _config(phases=("sft", "rl"), seed=5)
+    with config.unlocked():
+        config.per_phase = ConfigDict({"rl": {"steps": 3, "rl": {"group_size": 6}}})
+    summaries = main.run(config, str(tmp_path))
+    assert list(summaries) == ["sft", "rl"] and shown == [(tmp_path, summaries)]
+    (sft, _), (rl, _) = ran
+    assert (sft.phase, sft.steps, sft.rl.group_size) == ("sft", 100, 8)
+    assert (rl.phase, rl.steps, rl.rl.group_size) == ("rl", 3, 6)
+    assert rl.seed == sft.seed == 5 and config.phases == ("sft", "rl")
+
+
+def test_nothing_runs_when_one_of_several_phases_is_unknown(ran, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.phase 'sfft' is not one of sft, reward_model"):
+        main.run(_config(phases=("sft", "sfft")), str(tmp_path))
+    with pytest.raises(ValueError, match=r"--workdir is empty"):
+        main.run(_config(phase="sft"), "")
+    assert not ran
+
+
+@pytest.mark.parametrize("error", [ValueError("a reason"), OSError(28, "a reason")])
+def test_an_error_is_one_line_and_exit_status_one(error, monkeypatch, capsys, tmp_path):
+    def run(*_):
+        raise error
+
+    monkeypatch.setattr(main, "run", run)
+    monkeypatch.setattr(main, "FLAGS", ConfigDict({"config": {"phase": "sft"}, "workdir": "x"}))
+    with pytest.raises(SystemExit) as exit_:
+        main.main(["main.py"])
+    assert exit_.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "a reason" in err and err.count("\n") == 1
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path):
+    arguments = tiny_runs.command("sft", tmp_path, {"data.chains": "absent"})
+    done = tiny_runs.run_cli([*arguments, "--verbosity=1"], ROOT)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert "\nerror: There is no file" in done.stderr
