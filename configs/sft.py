@@ -18,7 +18,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.phase = "sft"
     if size == "tiny":
         config.steps = 500
-        config.sft.form_steps = 150
+        config.sft.cut_every = 2
         config.sft.tag_weight = 30.0
         config.batch_size = 1
         config.sft.row_tokens = 2112

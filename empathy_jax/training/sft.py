@@ -2,9 +2,9 @@
 
 Cross-entropy of the completion's tokens (four layers, answer, end token) given the prompt, over rows
 that hold several packed examples which cannot see one another. With `config.sft.tag_weight` a second
-term asks, where a tag stands, which of the tags it is, and with `config.sft.form_steps` the first
-updates see chains cut short. Both are for small models that start from nothing: tags are one token
-in a hundred, and such a model would learn the text long before the form.
+term asks, where a tag stands, which of the tags it is, and every `config.sft.cut_every`th update
+sees chains cut at random. Both are for small models that start from nothing, which would learn the
+text long before the form: tags are one token in a hundred.
 """
 
 import functools
@@ -125,10 +125,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     )
     shape = (config.sft.row_tokens, config.batch_size, model.tokenizer.pad_token_id)
     dataset = pipeline.packed_dataset(examples["train"], *shape, seed=config.seed)
-    form_steps = config.sft.form_steps
-    if form_steps:
-        cut = examples_lib.form_examples(records["train"], model.tokenizer)
-        form_dataset = pipeline.packed_dataset(cut, *shape, seed=config.seed)
+    if config.sft.cut_every:
+        cut = examples_lib.cut_examples(records["train"], model.tokenizer)
+        cut_dataset = pipeline.packed_dataset(cut, *shape, seed=config.seed)
     validation = list(pipeline.padded_batches(examples["validation"], *shape))
     common.save_model_folder(folder, model)
 
@@ -177,7 +176,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             rows = sample(state, 0, config.sft.samples)
             recorder.write(0, {"validation_loss": validation_loss(state), **validity(rows)})
         for step in range(start + 1, config.steps + 1):
-            batch = form_dataset[step - 1] if step <= form_steps else dataset[step - 1]
+            is_cut = config.sft.cut_every and step % config.sft.cut_every == 0
+            batch = (cut_dataset if is_cut else dataset)[step - 1]
             state, metrics = update(state, frozen, common.put_batch(batch, mesh))
             recorder.push(step, metrics)
             last = step == config.steps
