@@ -16,15 +16,20 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.phases = ("sft", "reward_model", "rl", "evaluate", "export")
     config.data.overlong = "reject"
     config.data.validation_fraction = 0.15
-    config.data.max_prompt_tokens = 768
+    config.data.max_prompt_tokens = 896
     config.data.max_completion_tokens = 1536
-    config.sampling.prompts_per_batch = 8
+    config.sampling.prompts_per_batch = 16
+    config.sampling.temperature = 0.85
+    config.sampling.top_p = 0.95
     with config.unlocked():
         config.per_phase = ConfigDict()
         for phase in (sft, reward_model, rl):
             own = phase.get_config(size)
             config.per_phase[own.phase] = ConfigDict(
-                {name: own[name] for name in ("steps", "batch_size", "optimizer", "log")}
+                {name: own[name] for name in ("steps", "batch_size", "optimizer", "log", "sft")}
             )
-        config.per_phase.rl.rl = {"group_size": 8, "rows_per_pass": 8}
+        config.per_phase.sft.sft.samples = 30
+        config.per_phase.rl.rl = {"group_size": 8, "rows_per_pass": 8, "eval_questions": 30}
+        # The policy is judged and changed as it is, not as a filter makes it look.
+        config.per_phase.rl.sampling = {"temperature": 1.0, "top_p": 1.0}
     return config

@@ -17,7 +17,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config = common.get_config(size)
     config.phase = "sft"
     if size == "tiny":
-        config.steps = 500
+        config.steps = 600
         config.sft.cut_every = 2
         config.sft.tag_weight = 30.0
         config.batch_size = 1

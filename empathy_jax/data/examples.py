@@ -1,5 +1,6 @@
 """Records to tokens: what one chain or one question looks like to the model."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from empathy_jax import chain_of_empathy
 from empathy_jax.data import tokenizer as tokenizer_lib
 
 Example = dict[str, Any]
+
+_SENTENCE = re.compile(r"[^。！？.!?]+[。！？.!?”’]*|[。！？.!?”’]+")
 
 
 class Overlong(ValueError):
@@ -111,10 +114,11 @@ def cut_examples(
     tokenizer: transformers.PreTrainedTokenizerFast,
     variants: int = 4,
 ) -> list[Example]:
-    """Chains whose texts are each cut somewhere, without their question.
+    """Chains whose texts are joined from two records and cut, without their question.
 
     The texts of a corpus are all about as long, so a small model learns to tell the layer that it
-    writes from the position, and goes astray in its own samples. Here only the tags tell.
+    writes from the position, and goes astray in its own samples. Here only the tags tell, and a text
+    may end after any sentence or go on.
 
     Args:
       records: chain records.
@@ -128,9 +132,12 @@ def cut_examples(
     for variant in range(variants):
         for index, record in enumerate(records):
             random = np.random.default_rng((variant, index))
-            texts = [record[name] for name in (*chain_of_empathy.LAYERS, "answer")]
-            cut = [text[: random.integers(3, len(text) + 1)] for text in texts]
-            chain = chain_of_empathy.render(chain_of_empathy.Chain(*cut))
+            other = records[random.integers(len(records))]
+            texts = []
+            for name in (*chain_of_empathy.LAYERS, "answer"):
+                sentences = _SENTENCE.findall(record[name] + other[name])[:5]
+                texts.append("".join(sentences[: random.integers(1, len(sentences) + 1)]))
+            chain = chain_of_empathy.render(chain_of_empathy.Chain(*texts))
             tokens = np.asarray(tokenizer_lib.completion_ids(tokenizer, chain), np.int32)
             examples.append(
                 {"id": record["id"], "tokens": tokens, "loss_mask": np.ones(len(tokens), bool)}

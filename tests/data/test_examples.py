@@ -70,13 +70,3 @@ def test_build_stops_or_lists_what_is_too_long():
         examples_lib.build([short, long], make)
     with pytest.raises(ValueError, match=r"config.data.overlong"):
         examples_lib.build([short], make, overlong="cut")
-
-
-def test_the_table_on_disk_equals_the_list(tmp_path):
-    examples = [examples_lib.sft_example(RECORD, _tokenizer(), 1000, 1000)] * 3
-    table = examples_lib.memory_map(examples, tmp_path / "examples")
-    assert len(table) == 3
-    for read, example in zip(table, examples, strict=True):
-        assert read["id"] == example["id"]
-        np.testing.assert_array_equal(read["tokens"], example["tokens"])
-        np.testing.assert_array_equal(read["loss_mask"], example["loss_mask"])

@@ -173,14 +173,19 @@ def grpo(tiny_run, tmp_path_factory):
     root = tmp_path_factory.mktemp("grpo")
     for phase in ("sft", "reward_model"):
         (root / phase).symlink_to(tiny_run.root / phase)
-    values = {"steps": 3, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 3e-3}
+    values = {
+        "steps": 3,
+        "rl.rollout_examples": 32,
+        "optimizer.warmup_steps": 0,
+        "optimizer.learning_rate": 1e-3,
+    }
     main.run(tiny_runs.make_config("rl", {**tiny_run.inputs, **values}), root)
     return root / "rl"
 
 
 def test_rollouts_hold_every_term(grpo):
     rows = list(files.read_jsonl(grpo / "rollouts.jsonl"))
-    assert [row["step"] for row in rows] == [1, 1, 2, 2, 3, 3]
+    assert [row["step"] for row in rows] == [1] * 32 + [2] * 32 + [3] * 32
     for row in rows:
         terms = row["terms"]
         assert terms.keys() == {"format", "answer", "echo", "similarity"}
@@ -190,6 +195,10 @@ def test_rollouts_hold_every_term(grpo):
         assert (row["rule"] is None) == (terms["format"] == 1)
         assert terms["format"] == 1 or terms["answer"] == terms["echo"] == 0
     assert any(row["terms"]["format"] for row in rows)
+    # Advantages are taken within a group of four, so they sum to nothing in each.
+    groups = np.reshape([row["advantage"] for row in rows], (-1, 4))
+    np.testing.assert_allclose(groups.sum(axis=1), 0, atol=1e-4)
+    assert len({row["id"] for row in rows[:4]}) == 1
 
 
 def test_the_reference_stays_where_the_policy_began(grpo):
