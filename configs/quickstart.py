@@ -2,7 +2,7 @@
 
     python -m empathy_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-SFT of a fresh 0.7M decoder, a fresh reward model, GRPO, evaluation and export. The model is far too
+SFT of a fresh 0.5M decoder, a fresh reward model, GRPO, evaluation and export. The model is far too
 small to counsel anyone; the point is to see every part work and improve on what it is trained for.
 """
 
@@ -19,8 +19,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.data.max_prompt_tokens = 896
     config.data.max_completion_tokens = 1536
     config.sampling.prompts_per_batch = 16
-    config.sampling.temperature = 0.85
-    config.sampling.top_p = 0.95
+    config.sampling.temperature = 0.7
+    config.sampling.top_p = 0.9
     with config.unlocked():
         config.per_phase = ConfigDict()
         for phase in (sft, reward_model, rl):

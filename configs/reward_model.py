@@ -17,9 +17,9 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config = common.get_config(size)
     config.phase = "reward_model"
     if size == "tiny":
-        config.steps = 150
+        config.steps = 60
         config.batch_size = 32
-        config.optimizer.learning_rate = 2e-3
+        config.optimizer.learning_rate = 1e-3
     else:
         config.reward_model.init = "Qwen/Qwen3-Embedding-0.6B"
         config.reward_model.pooling = "last"

@@ -169,6 +169,7 @@ def load_policy(
                 f"config.model.init is {init!r}, an encoder ({type(model.config).__name__}); a "
                 "policy is a decoder: Qwen3, Qwen2 or Llama"
             )
+        _check_context(config, model.config)
         return model
     if section.tokenizer:
         tokenizer = tokenizers.load(section.tokenizer, language, section.vocab_size)
@@ -179,8 +180,19 @@ def load_policy(
     architecture = decoder.DecoderConfig(
         **{name: value for name, value in section.items() if name in fields}
     )
+    _check_context(config, architecture)
     params = fresh_params(stream(config.seed, "init"), architecture, layout)
     return Model(architecture, {"params": params}, tokenizer)
+
+
+def _check_context(config: ConfigDict, architecture: decoder.DecoderConfig) -> None:
+    prompt, completion = config.data.max_prompt_tokens, config.data.max_completion_tokens
+    if prompt + completion > architecture.max_positions:
+        raise ValueError(
+            f"config.data.max_prompt_tokens {prompt} and config.data.max_completion_tokens "
+            f"{completion} together exceed the model's {architecture.max_positions} positions; "
+            "lower one of them"
+        )
 
 
 def find_run(workdir: Path, phases: tuple[str, ...], field: str) -> str:
