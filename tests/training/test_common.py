@@ -91,7 +91,7 @@ def test_another_architecture_in_model_json_is_reported_whole(policy, tmp_path):
         _load(tmp_path, config)
     text = str(error.value)
     assert text.count("mis-shaped:") > 3 and text.count("unexpected:") == 2
-    assert "model/params/embed/embedding is (512, 32), wanted (512, 64)" in text
+    assert "model/params/embed/embedding is (352, 32), wanted (352, 64)" in text
 
 
 def test_dtypes_come_from_the_config(policy):
@@ -159,7 +159,7 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(policy, tmp_path):
     tokenizers.save(larger, tmp_path)
     config = config.copy_and_resolve_references()
     config.model.tokenizer = str(tmp_path)
-    with pytest.raises(ValueError, match=r"largest token id is .* 512 rows.*config\.model\.token"):
+    with pytest.raises(ValueError, match=r"largest token id is .* 352 rows.*config\.model\.token"):
         _load(root / "sft", config)
 
 
