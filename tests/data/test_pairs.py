@@ -21,7 +21,7 @@ def _tokenize(text: str) -> list[int]:
 
 
 def _dataset(seed=0, batch_size=4, records=RECORDS):
-    return pairs.pair_dataset(records, _tokenize, batch_size, pad_id=0, seed=seed)
+    return pairs.pair_dataset(records, _tokenize, 512, batch_size, pad_id=0, seed=seed)
 
 
 def _texts(batch, name):
@@ -37,11 +37,13 @@ def test_positives_are_ungraded_or_graded_three_and_more():
 
 
 def test_rows_are_padded_to_a_step_and_none_is_empty():
-    tokens, mask = pairs.pad([[5, 6], [], [7] * 129], pad_id=9)
+    tokens, mask = pairs.pad([[5, 6], [], [7] * 129], pad_id=9, max_tokens=512)
     assert tokens.shape == mask.shape == (3, 256)
     assert tokens.dtype == np.int32 and mask.dtype == bool
     assert tokens[0, :3].tolist() == [5, 6, 9] and mask.sum(axis=1).tolist() == [2, 1, 129]
     assert tokens[1, 0] == 9
+    tokens, _ = pairs.pad([[7] * 129], pad_id=9, max_tokens=200)
+    assert tokens.shape == (1, 200)
 
 
 def test_a_batch_holds_questions_with_their_own_answers():
