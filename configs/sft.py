@@ -19,7 +19,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     if size == "tiny":
         config.steps = 600
         config.sft.cut_every = 2
-        config.sft.tag_weight = 30.0
+        config.sft.tag_weight = 100.0
         config.batch_size = 1
         config.sft.row_tokens = 2112
         config.optimizer.learning_rate = 4e-3
