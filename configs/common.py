@@ -79,7 +79,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
             "sft": {
                 "row_tokens": 2048,  # of a packed row
                 "tag_weight": 0.0,  # of the question "which tag?" where one stands; 0: off
-                "cut_every": 0,  # every so many updates, one on chains cut at random; 0: never
+                "shuffled_every": 0,  # every so many updates, one on shuffled sentences; 0: never
                 "sample_every": 100,  # updates between printed sample completions; 0: never
                 "samples": 16,  # completions per measurement of chain validity
             },

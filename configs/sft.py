@@ -18,7 +18,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.phase = "sft"
     if size == "tiny":
         config.steps = 600
-        config.sft.cut_every = 2
+        config.sft.shuffled_every = 2
         config.sft.tag_weight = 100.0
         config.batch_size = 1
         config.sft.row_tokens = 2112

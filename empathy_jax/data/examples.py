@@ -109,40 +109,46 @@ def build(
     return examples, rejects
 
 
-def cut_examples(
+def shuffled_examples(
     records: Sequence[Mapping[str, Any]],
     tokenizer: transformers.PreTrainedTokenizerFast,
+    max_tokens: int,
     variants: int = 4,
 ) -> list[Example]:
-    """Chains whose texts are joined from two records and cut, without their question.
+    """Chains whose elements hold sentences of any layer or answer, without their question.
 
-    The texts of a corpus are all about as long, so a small model learns to tell the layer that it
-    writes from the position, and goes astray in its own samples. Here only the tags tell, and a text
-    may end after any sentence or go on.
+    In a corpus each layer has a length and a sound of its own, so a small model learns to tell from
+    these where it is in the chain, and goes astray in its own samples. Here every element may hold
+    one sentence or several, from anywhere: only the tags before it tell which one it is.
 
     Args:
       records: chain records.
       tokenizer: from `data.tokenizer`.
+      max_tokens: longer ones are left out.
       variants: examples made of each record.
 
     Returns:
       {"id", "tokens": int32 [T], "loss_mask": bool [T]}, with the loss on every token.
     """
+    fields = (*chain_of_empathy.LAYERS, "answer")
     examples = []
     for variant in range(variants):
         for index, record in enumerate(records):
             random = np.random.default_rng((variant, index))
-            other = records[random.integers(len(records))]
-            texts = []
-            for name in (*chain_of_empathy.LAYERS, "answer"):
-                sentences = _SENTENCE.findall(record[name] + other[name])[:5]
-                texts.append("".join(sentences[: random.integers(1, len(sentences) + 1)]))
-            chain = chain_of_empathy.render(chain_of_empathy.Chain(*texts))
-            tokens = np.asarray(tokenizer_lib.completion_ids(tokenizer, chain), np.int32)
-            examples.append(
-                {"id": record["id"], "tokens": tokens, "loss_mask": np.ones(len(tokens), bool)}
-            )
+            chain = chain_of_empathy.Chain(*(_some_sentences(random, records) for _ in fields))
+            ids = tokenizer_lib.completion_ids(tokenizer, chain_of_empathy.render(chain))
+            if len(ids) <= max_tokens:
+                tokens, counted = np.asarray(ids, np.int32), np.ones(len(ids), bool)
+                examples.append({"id": record["id"], "tokens": tokens, "loss_mask": counted})
     return examples
+
+
+def _some_sentences(random: np.random.Generator, records: Sequence[Mapping[str, Any]]) -> str:
+    """The first few sentences, 1 to 6, of two texts drawn from the layers and answers."""
+    fields = (*chain_of_empathy.LAYERS, "answer")
+    texts = [records[random.integers(len(records))][random.choice(fields)] for _ in range(2)]
+    sentences = _SENTENCE.findall("".join(texts))[:6]
+    return "".join(sentences[: random.integers(1, len(sentences) + 1)])
 
 
 def _prompt(

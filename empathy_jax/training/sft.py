@@ -2,9 +2,9 @@
 
 Cross-entropy of the completion's tokens (four layers, answer, end token) given the prompt, over rows
 that hold several packed examples which cannot see one another. With `config.sft.tag_weight` a second
-term asks, where a tag stands, which of the tags it is, and every `config.sft.cut_every`th update
-sees chains cut at random. Both are for small models that start from nothing, which would learn the
-text long before the form: tags are one token in a hundred.
+term asks, where a tag stands, which of the tags it is, and every `config.sft.shuffled_every`th update
+sees chains whose elements hold sentences of any other. Both are for small models that start from
+nothing, which would learn the text long before the form: tags are one token in a hundred.
 """
 
 import functools
@@ -125,9 +125,14 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     )
     shape = (config.sft.row_tokens, config.batch_size, model.tokenizer.pad_token_id)
     dataset = pipeline.packed_dataset(examples["train"], *shape, seed=config.seed)
-    if config.sft.cut_every:
-        cut = examples_lib.cut_examples(records["train"], model.tokenizer)
-        cut_dataset = pipeline.packed_dataset(cut, *shape, seed=config.seed)
+    if config.sft.shuffled_every:
+        shuffled = pipeline.packed_dataset(
+            examples_lib.shuffled_examples(
+                records["train"], model.tokenizer, config.sft.row_tokens
+            ),
+            *shape,
+            seed=config.seed,
+        )
     validation = list(pipeline.padded_batches(examples["validation"], *shape))
     common.save_model_folder(folder, model)
 
@@ -176,8 +181,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             rows = sample(state, 0, config.sft.samples)
             recorder.write(0, {"validation_loss": validation_loss(state), **validity(rows)})
         for step in range(start + 1, config.steps + 1):
-            is_cut = config.sft.cut_every and step % config.sft.cut_every == 0
-            batch = (cut_dataset if is_cut else dataset)[step - 1]
+            is_shuffled = config.sft.shuffled_every and step % config.sft.shuffled_every == 0
+            batch = (shuffled if is_shuffled else dataset)[step - 1]
             state, metrics = update(state, frozen, common.put_batch(batch, mesh))
             recorder.push(step, metrics)
             last = step == config.steps
