@@ -28,17 +28,19 @@ class Parsed(NamedTuple):
       rejects: see the module.
       encodings: of the files that are not plain UTF-8.
       notes: dialogues by what is odd but usable: "same_role_twice", "blank_message".
+      places: file and line (None: a whole file) of each question.
     """
 
     questions: list[Record]
     rejects: list[Record]
     encodings: dict[str, str]
     notes: Counter[str]
+    places: list[tuple[str, int | None]]
 
 
 def parse(chunk: formats.Chunk) -> Parsed:
     """Question records, rejects, encodings and notes of a chunk."""
-    parsed = Parsed([], [], {}, Counter())
+    parsed = Parsed([], [], {}, Counter(), [])
 
     def accept(value: Any, source: str) -> list[BadRecord]:
         record, problems = forms.question(value, source, parsed.notes)
@@ -50,6 +52,7 @@ def parse(chunk: formats.Chunk) -> Parsed:
         if item.encoding != "utf-8":
             parsed.encodings[item.file] = item.encoding
         parsed.rejects.extend(_accepted(item, accept))
+        parsed.places.extend([(item.file, item.line)] * (len(parsed.questions) - len(parsed.places)))
     return parsed
 
 
