@@ -12,7 +12,8 @@ request that has no reply: no reply is paid for twice, and what was in flight at
 
 A question has at most two turns: the first, and one repair in which the broken text goes back with
 the rule that it breaks. Each turn is tried `1 + retries` times. A question whose tries all failed
-("model_error") has cost nothing and is asked again when the run is started again.
+("model_error") is asked again when the run is started again. chains.jsonl exists from the first
+reply on: until then, nothing binds the folder to a teacher, and a wrong name can be corrected.
 """
 
 import asyncio
@@ -118,7 +119,7 @@ def annotate(
     with journal.resume(folder) as past:
         todo = _outcomes_so_far(by_id, folder, past, settings)
         stopped = asyncio.run(_work(todo, folder, settings, past, should_stop, on_progress))
-        _sort_by_question(folder, by_id)
+        _sort_by_question(folder, by_id, complete=stopped is None)
         report = annotate_report.report(folder, len(by_id), settings, stopped)
         files.write_json(folder / "report.json", report)
     return report
@@ -131,6 +132,7 @@ def check(settings: Settings) -> None:
       ValueError: names the field, its value and what is allowed.
     """
     teacher.check(settings.endpoint)
+    teacher_prompt.messages("", settings.language)
     for name in ("prompt", "completion"):
         price = getattr(settings.prices, name)
         if not 0 <= price < math.inf:
@@ -167,8 +169,9 @@ def _outcomes_so_far(
             rejects.append(reject)
         else:
             todo.append(question)
-    files.write_jsonl(folder / "chains.jsonl", chains)
     files.write_jsonl(folder / "rejected.jsonl", rejects)
+    if past.replies:
+        files.write_jsonl(folder / "chains.jsonl", chains)
     return todo
 
 
@@ -183,7 +186,7 @@ async def _work(
     """Annotates what is left; returns why it stopped before the end, else None."""
     limit = Cost(settings.max_tokens, settings.max_money)
     budget = Budget(limit, past.spent + past.possible)
-    counts = [len(list(files.read_jsonl(folder / name))) for name in _OUTPUTS]
+    counts = [len(annotate_report.rows(folder / name)) for name in _OUTPUTS]
     async with teacher.connect(settings.endpoint) as client:
         run = _Run(
             settings, folder, client, budget, past.replies, should_stop, on_progress, *counts
@@ -307,6 +310,8 @@ async def _try(
         files.append_jsonl(path, [journal.asked(id_, turn, most)])
         result = await teacher.ask(run.client, settings.endpoint, messages)
         if isinstance(result, Reply):
+            # From here on the folder belongs to this teacher: see the module.
+            (run.folder / "chains.jsonl").touch()
             known = result.prompt_tokens is not None and result.completion_tokens is not None
             if known:
                 used = settings.prices.cost(result.prompt_tokens, result.completion_tokens)
@@ -362,9 +367,11 @@ def _over_budget(run: _Run, most: Cost) -> str:
     )
 
 
-def _sort_by_question(folder: Path, questions: dict[str, Record]) -> None:
+def _sort_by_question(folder: Path, questions: dict[str, Record], complete: bool) -> None:
     """Puts the outcomes, written as they came, into the order of the questions."""
     order = {id_: index for index, id_ in enumerate(questions)}
-    for name in _OUTPUTS:
-        rows = sorted(files.read_jsonl(folder / name), key=lambda row: order[row["id"]])
-        files.write_jsonl(folder / name, rows)
+    for path in (folder / name for name in _OUTPUTS):
+        if complete or path.exists():
+            files.write_jsonl(
+                path, sorted(annotate_report.rows(path), key=lambda row: order[row["id"]])
+            )

@@ -107,7 +107,7 @@ def failed(id_: str, turn: int, kind: str, message: str, possible: Cost) -> dict
     }
 
 
-def read(folder: Path) -> list[dict]:
+def _read(folder: Path) -> list[dict]:
     """The whole lines of the journal of a folder; [] where there is none yet."""
     path = folder / NAME
     return list(files.read_jsonl(path)) if path.exists() else []
@@ -150,7 +150,7 @@ def resume(folder: Path) -> Iterator[Past]:
                 f"another process is annotating into {folder}; wait for its end, or choose another"
                 " --workdir"
             ) from error
-        events = read(folder)
+        events = _read(folder)
         message = "in flight when the run was killed"
         killed = [
             failed(id_, event["turn"], "killed", message, Cost(event["tokens"], event["money"]))
