@@ -19,7 +19,7 @@ OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 # What is parsed as a whole has to fit in memory; a few kilobytes can unpack to petabytes.
 MAX_BYTES = 2 * 2**30
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**18
 
 _DAMAGES = (
     OSError,

@@ -31,6 +31,7 @@ Value = tuple[int | None, str, Any]
 _CHUNK_BYTES = 2**20
 _CHUNK_FILES = 500
 _MAX_LINE_BYTES = 64 * 2**20
+_MAX_BEGINNING = 200
 _GAP = re.compile(r"[ \t\r\n,]*")
 
 
@@ -151,7 +152,7 @@ def _json_lines(text: str) -> Iterator[Value]:
 
 
 def _json_file(text: str) -> Iterator[Value]:
-    """The value of the text; or its lines; or, of a list or sequence, what stands before a fault."""
+    """The value of the text; or its lines; or the good values of a broken list or sequence."""
     value = _json(text)
     first, _, rest = text.strip().partition("\n")
     if not isinstance(value, BadRecord) or not first:
@@ -163,18 +164,22 @@ def _json_file(text: str) -> Iterator[Value]:
 
 
 def _json_sequence(text: str) -> Iterator[Value]:
-    """JSON values behind each other, also those of a list that is broken further on."""
+    """JSON values behind each other or in a list; after a broken one, those that begin alike."""
     decoder = json.JSONDecoder()
     at = _GAP.match(text).end()
     in_list = text.startswith("[", at)
     at = _GAP.match(text, at + in_list).end()
+    beginning = text[at : text.find(":", at, at + _MAX_BEGINNING) + 1]  # like '{"question":'
     while at < len(text) and not (in_list and text.startswith("]", at)):
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            yield text.count("\n", 0, at) + 1, text[at:], _json_problem(error)
+            value = _json_problem(error)
+            end = text.find(beginning, at + 1) if beginning else -1
+        line = text.count("\n", 0, at) + 1 if isinstance(value, BadRecord) else None
+        yield line, text[at:] if end < 0 else text[at:end], value
+        if end < 0:
             return
-        yield None, text[at:end], value
         at = _GAP.match(text, end).end()
     if in_list and at == len(text):
         yield None, "", BadRecord("not JSON: the list has no end")

@@ -66,13 +66,18 @@ def xlsx_rows(data: bytes) -> Iterator[Row]:
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             for sheet in book.worksheets:
                 sheet.reset_dimensions()  # what some writers declare is too small
-                cells = (
-                    [_cell(value) for value in row] for row in sheet.iter_rows(values_only=True)
-                )
-                yield from _with_header(enumerate(cells, 1), "\t")
+                yield from _with_header(enumerate(_sheet_cells(sheet), 1), "\t")
     except Exception as error:  # its layers of zip and XML raise anything on damaged files
         reason = str(error) if isinstance(error, BadRecord) else type(error).__name__
         yield None, "", BadRecord(f"not xlsx: {reason}")
+
+
+def _sheet_cells(sheet: Any) -> Iterator[list[str]]:
+    """The rows of a sheet; empty cells at their ends, which it leaves out, are put back."""
+    width = 0
+    for row in sheet.iter_rows(values_only=True):
+        width = max(width, len(row))
+        yield [_cell(value) for value in row] + [""] * (width - len(row))
 
 
 def _cell(value: Any) -> str:
