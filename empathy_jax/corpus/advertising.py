@@ -1,0 +1,183 @@
+"""Advertising and the harvesting of contacts, sentence by sentence.
+
+A sentence solicits when it asks the reader to add, follow, pay, scan, book or leave an account. The
+words alone prove nothing here: 不关注我 is about feelings, 淘宝 about shopping, 加我微信 mostly
+part of a story. So patterns hold the imperative with its address (欢迎关注我, 有困惑可私信我), and
+clauses whose subject is somebody else (他加我微信, 有人私信我) do not count.
+
+A long answer that ends in one such sentence loses the sentence; a text that consists of them is
+an advertisement.
+"""
+
+import re
+
+from empathy_jax.corpus import contacts, personal_data
+from empathy_jax.corpus.contacts import Span
+
+MAX_SHARE = 1 / 3  # of a text; above it the text is an advertisement, not an answer with one inside
+
+_SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?\n]+[”’」』）)]*|$)")
+
+# One of these words stands in every sentence that solicits: the fast way out for all other texts.
+_GATE_WORDS = (
+    "私信 私我 私聊 滴我 滴滴 关注 点赞 有用 二维码 扫码 码进 头像 主页 预约 下单 优惠 免费 名额 领取 报名 课程 "
+    "公众号 公号 加我 加你 加他 加群 进群 加入 群号 裙 微信 微号 薇 徽信 徽x 维信 威信 威❤ 微x 微: 微： 卫星 ❤ ♥ 扣 蔻 企鹅 "
+    "联系方式 手机号 电话 邮箱 邮件 联系 添加 链接 搜索 店铺 套餐 半价 立减 折 出售 代写 贷款 放款 刷单 占卜 算命 "
+    "改运 偏方 会员 邀请码 下载 小红书 抖音 拨打 http www. .com @ QQ qq Qq Q群 q群 Q： q： q: V v 一对一 我q 我Q 微星 VX "
+    "WeChat weixin wx [WECHAT] [QQ] [PHONE] [EMAIL] [URL] "
+    "DM discount schedule book contact reach Follow follow website bio Call call mail session"
+).split()
+_FULL_WIDTH = re.compile("[Ａ-Ｚａ-ｚ０-９＋＠]")
+
+_OTHERS = (
+    r"(?:他们?|她们?|对方|有人|谁|别人|那人|前任|前男友|前女友|前夫|前妻|骗子|陌生人|网友|男友|女友|男朋友|女朋友|男生|女生|老公|"
+    r"老婆|妈妈?|爸爸?|同学|同事|领导|老板|朋友|客户|粉丝|室友|老师|咨询师|孩子)"
+)
+_STORY = re.compile(
+    rf"{_OTHERS}|被|骚扰|威胁|拉黑|删了|删除|借钱|不敢|不知道|没回|小时候|报警|[我你]妈|[我你]爸|以前|当时|那天|后悔|骗"
+)
+_ACCOUNT = (
+    r"(?:微信|[vw]x|[vw]信|[薇徽维威微v]\s?[信心芯星x❤♥]|qq|扣扣|企鹅|好友|群|q(?![a-z])|扣(?![住除分押人钱子])|"
+    r"[vw薇威微](?![a-z]|[\u4e00-\u9fff])|卫星|❤|♥)"
+)
+_START = r"(?:^|[，,。！？!?；;：:、\s”」）)…~～]|朋友|的话|可以?|请|欢迎|直接|随时|需要|有意者?|同学|想[^，。]{0,8}的|咨询|更多|求|内容|程|者|互)"
+_CHANNELS = r"(?:公众号|公号|视频号|服务号|订阅号|b站|抖音|快手|小红书|微博|知识星球|喜马拉雅|专栏)"
+_INVITED = r"(?:可以?|欢迎|请|随时|直接|记得|快来|需要|需求|资料|想要?[^，。]{0,8}|困惑|问题|疑问|姐妹|朋友|伙伴|同学|^|[，,；;：:~\s])"
+
+# Imperatives that solicit by themselves.
+_IMPERATIVES = re.compile(
+    "|".join(
+        (
+            # write to me privately
+            rf"{_INVITED}(?:以|直接|随时|来|给|都可以?|在?后台|继续){{0,3}}(?:私信|私聊|私|滴滴?|dd|戳)(?:给)?我"
+            r"(?![^，。！!]{0,4}[说过了问约骂要让]|[的道发])",
+            r"(?:可以?|欢迎|随时|请)(?:直接|随时)?私(?:信|聊)(?:[!！。~～哦咨,，]|$)",
+            r"(?:私信|后台|评论区?)(?:回复|留言)[“\"「【‘]",
+            # follow, like, scan
+            r"(?:欢迎|记得|求(?!助)|点赞|点个赞|收藏|顺手)[^。他她]{0,14}(?:关注(?:我|一下|哦|支持)|[加求]关注)",
+            r"(?:^|[，,；;\s]|可以?)(?:也)?(?:可以?)?(?:继续|多多?|请|可以?)关注我(?:们)?(?:[，,。！!~～哦吧]|咨询|$)",
+            r"关注我不迷路",
+            rf"(?:欢迎|请|可以|记得|或者?|继续|^|[，,；;])(?:大家|你|您)?(?:可以)?关注(?:一下)?(?:我们?的?)?(?:的?微信|官方|个人|"
+            rf"[^，。他她]{{0,6}}(?=公众号|公号)){{0,3}}{_CHANNELS}",
+            rf"我们?的(?:微信|个人)?{_CHANNELS}(?:[“\"「【《:：是叫,，]|https?)",
+            rf"(?:^|[，,；;\s]|欢迎|可以)(?:微信|上)?(?:搜索?|搜一搜)(?:微信)?(?:{_CHANNELS}|店铺)",
+            rf"{_CHANNELS}(?:上)?(?:搜索?[^，。他她]{{0,3}}[“\"「【]|号? ?:)",
+            r"点(?:击|一下)?[“\"「]有用|点赞[、+]?收藏|(?:顺手|动动手)[^，。]{0,4}点?个?赞|赞再走|一键三连",
+            r"(?:^|[，,；;\s]|立即|可以?|请)(?:长按|扫描?|扫一扫|识别)[^，。他她]{0,6}(?:二维码|下方码)",
+            r"(?:^|[，,；;\s]|立即)扫码(?:加入|进群|购买|领取|下单|添加|关注|预约)",
+            r"点(?:击|一?下)?我的?(?:头像|主页)|(?:进入|看|逛)我?的?主页(?:预约|下单|链接)|链接(?:就?在|见)(?:我的?)?主页|主页的?链接",
+            r"点击(?:下面|下方|这个|以下|此处|链接)(?:的)?(?:链接|下载|购买|报名|领取|加入|http|www|\[url|\s)",
+            r"(?:访问|点击|详见|戳)\s?(?:https?:|www\.)[!-~]*\s?[^。]{0,4}(?:购买|领取|报名|下单|预约|咨询)",
+            # groups and accounts
+            r"(?:咨询|预约|报名|订购)(?:电话|热线|微信|qq)[:：]?\s?\[",
+            r"(?:^|[，,；;\s的])(?:请|可以?|快来|直接)?加我(?:拉|送|领|发你|细聊|好友[，,。！!]|进群|咨询)",
+            r"(?:可以?|欢迎|一起|快来?|请)(?:加|进)(?:入)?(?:我们?的?)?(?:微信|qq|扣扣|互助|学习)?群(?:[，,。！!:：]|$|\s?[\d\[])",
+            r"(?:^|[，,])加入我们的",
+            r"(?:你|您)的?(?:微信|手机号|电话|联系方式|qq)号?(?:是)?多少[？?]?[^。]{0,2}(?:我加|$)|我(?:来|就|马上)?(?:挨个)?加你们?(?!油)",
+            r"(?:^|[，,；;]|评论区|方便的话)(?:请|可以|都)?(?:留下|留个|发一?下|发个|说下)(?:你|您)?的?(?:联系方式|微信号?|手机号码?|电话|qq号?)",
+            r"方便加(?:个|一下)?(?:微信|qq|好友)",
+            # trades
+            r"(?:^|[，,；;])(?:专业)?(?:出售|代写|承接|低价转让|转让)|无抵押|当天放款|日入[\d一二三四五六七八九]|兼职刷单[^，。]{0,8}(?:日|加)|包教包会|包治|药到病除|"
+            r"不准不收|算命改运|按小时收费|私聊我?报价|价格实惠|\d+天见效|[七三十]天见效",
+            r"预约我的|报名我的|我的(?:咨询费|收费)是|接受我的咨询|我的(?:店铺|网店|淘宝店)(?:逛|下单|看)|到我的店铺",
+        )
+    )
+)
+# An account in the imperative: 加我微信 at the start of a clause, not 他让我加他微信.
+_ADD = re.compile(
+    rf"{_START}(?:可以?|请|直接|以)?(?:您|你)?(?:加|\+|添加|联系)(?:一?下)?(?:我们?|他|她|助理|老师|客服)?的?(?:个人|助理|老师|客服)?{_ACCOUNT}"
+    r"(?!里|上|聊|好友列表|[^，。]{0,3}[说了过])"
+)
+_ADD_OBJECT = re.compile(r"咨询|号|[:：]|免费|领|备注|私|[a-z0-9]{5}|\[")
+# An account behind a disguise is there to be added.
+_DISGUISED = re.compile(
+    r"(?:(?<![a-z])[vw][ ❤♥\ufe0f]{0,3}(?:信|❤|♥|x(?:in)?)|[薇徽维威]\s?[信心芯星x❤♥]|微[x❤♥心星]|(?<![a-z])v(?=[:\s]{0,2}(?:\[|1[3-9]))|"
+    r"weixin|wechat id|裙号?|[蔻抠叩]{2}|扣扣|企鹅号?|"
+    r"[+加❤♥][❤♥\ufe0f:\s]{1,3}|(?<![a-z])[vq微薇威](?=:)|q群|加我?[q扣])[号:\s是]{0,4}(?:\[(?:wechat|qq|phone)\])"
+)
+_TOKEN = re.compile(r"\[(?:wechat|qq|phone|email|url)\]")
+_INVITATION = re.compile(
+    r"加我|加群|进群|可加|添加|联系[我电微:\[]|预约|咨询|报名|免费|领取|一起|欢迎|有意|来撩|来找我|想聊|聊的来|细聊|打我|拨打|发邮件|发到我的|"
+    r"诚勿扰|一对一|在线|24小时|抱团|交友|兼职|下单|学员|同频|随时|微信同号|验证码|备注|收费"
+    r"|session|discount|schedule|to book|appointment|follow me|reach m[ey]|call me|e?mail me|text me|daily tips"
+)
+# An offer and a thing to buy in one sentence, outside anybody else's story.
+_OFFER = re.compile(
+    r"立减|首单|半价|限时|原价\s?\d|价值\s?\d|还送|送你[一1两]|免费(?:领|送|发|试听|测|名额|通话)|[第首][一1]次免费|领取|领[三3]次|"
+    r"[打享]?[一二三四五六七八九\d]折|名额|优惠|包邮|[每一](?:分钟|次|小时)[一二两三五十\d]+元|只要\s?\d+\s?元|看姻缘"
+)
+_GOODS = re.compile(
+    r"下单|购买|预约|报名|扫码|下载|点击|课程?|训练营|套餐|教程|陪聊|陪伴|测评|服务|店铺|工作室|本机构|名师|占卜|塔罗|一对一|"
+    r"资料|电子书|链接|https?:|www\.|学员|私聊|邀请码"
+)
+_RECOMMENDED = re.compile(r"推荐[^。]{0,40}(?:点击|扫码|识别)[^。]{0,6}(?:链接|下载|二维码)")
+_ENGLISH = re.compile(
+    r"\b(?:dm|message|call|text|e-?mail|contact|reach) (?:me|us|my office)\b[^.]{0,40}\b(?:book|schedul|appointment|session|discount|course|help|"
+    r"information|at \[?|via|at \d)|\b(?:feel free to|hesitate to|please|you can) (?:contact|reach|call|e-?mail) me\b|"
+    r"\bvisit (?:my|our) web ?site|\blink in (?:my|the) bio|\bfollow (?:me|us) on\b|\bbuy now\b|\b\d+ ?% off\b|\bfirst session (?:is )?free|"
+    r"\b(?:book|schedule) (?:a |your )?(?:free |first )?(?:consultation|session|appointment) with (?:me|us)|\bprice of one\b"
+)
+
+
+def solicits(sentence: str) -> bool:
+    """Whether one sentence advertises, or asks for the reader's contact or offers the writer's."""
+    view = contacts.folded(_with_tokens(sentence))
+    if _IMPERATIVES.search(view) or _DISGUISED.search(view) and not _STORY.search(view):
+        return True
+    if _ENGLISH.search(view):
+        return True
+    add = _ADD.search(view)
+    if add and _ADD_OBJECT.search(view, add.end() - 1):
+        return True
+    if _STORY.search(view):
+        return False
+    if _TOKEN.search(view) and _INVITATION.search(view):
+        return True
+    offer = _OFFER.search(view) and _GOODS.search(view)
+    return bool(offer or _RECOMMENDED.search(view))
+
+
+def sentences(text: str) -> list[Span]:
+    """The spans of the sentences that solicit."""
+    if not _worth_a_look(text):
+        return []
+    return [m.span() for m in _SENTENCE.finditer(text) if len(m[0]) > 3 and solicits(m[0])]
+
+
+def share(text: str) -> float:
+    """The share of the text's characters that stand in sentences that solicit."""
+    return sum(end - start for start, end in sentences(text)) / max(len(text), 1)
+
+
+def solicitation(text: str) -> tuple[str, int]:
+    """A text without the sentences that solicit; whole where they are too much of it.
+
+    Returns:
+      the text and the number of sentences cut.
+    """
+    spans = sentences(text)
+    if not spans or sum(end - start for start, end in spans) > MAX_SHARE * len(text):
+        return text, 0
+    return contacts.cut(text, spans, "")
+
+
+def is_advertising(text: str) -> bool:
+    """Whether more than a third of the text solicits."""
+    return share(text) > MAX_SHARE
+
+
+def _worth_a_look(text: str) -> bool:
+    return any(word in text for word in _GATE_WORDS) or _FULL_WIDTH.search(text) is not None
+
+
+def _with_tokens(sentence: str) -> str:
+    """The sentence with placeholders for accounts and numbers, as it reads after cleaning."""
+    for rule in (
+        personal_data.email,
+        personal_data.user_url,
+        personal_data.phone,
+        personal_data.wechat,
+        personal_data.qq,
+    ):
+        sentence, _ = rule(sentence)
+    return sentence
