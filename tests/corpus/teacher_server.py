@@ -89,6 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {})
         letter = body["messages"][1]["content"]
         with self.server.lock:
+            self.server.in_flight += 1
             behaviour = self._next_behaviour(letter)
             self.server.requests.append(
                 {
@@ -96,8 +97,16 @@ class _Handler(BaseHTTPRequestHandler):
                     "key": self.headers["Authorization"].removeprefix("Bearer "),
                     "behaviour": behaviour,
                     "time": time.monotonic(),
+                    "in_flight": self.server.in_flight,
                 }
             )
+        try:
+            self._answer(body, behaviour, letter)
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def _answer(self, body: dict, behaviour: str, letter: str) -> None:
         if self.headers["Authorization"] != f"Bearer {KEY}":
             text = f"Incorrect API key provided: {self.headers['Authorization']}."
             return self._error(401, text, "invalid_api_key")
@@ -143,6 +152,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _fault(self, name: str, value: str) -> None:
         if name == "hang":
             time.sleep(float(value or 60))
+        elif name == "trickle":
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            for _ in range(30):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+            self.close_connection = True
         elif name == "reset":
             # Linger 0: the socket is closed with a reset instead of an end.
             linger = struct.pack("ii", 1, 0)
@@ -210,6 +227,7 @@ class _Server(ThreadingHTTPServer):
         self.plan: dict[str, list[str]] = {}
         self.default = "good"
         self.requests: list[dict] = []
+        self.in_flight = 0
 
     def handle_error(self, *_: Any) -> None:
         """A client that was killed or gave up is part of the tests."""

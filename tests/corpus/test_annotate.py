@@ -115,20 +115,18 @@ def test_further_fields_and_the_other_name_of_the_limit_are_sent(server, tmp_pat
 
 
 def test_no_more_requests_at_once_than_allowed(server, tmp_path):
-    server.plan(default="slow:0.1")
-    began = time.monotonic()
-    _annotate(server, tmp_path, _letters(9), concurrency=4)
-    # One alone, then two rounds of four.
-    assert 0.3 <= time.monotonic() - began < 0.9
-    times = sorted(request["time"] for request in server.requests())
-    assert times[5] - times[1] >= 0.09
+    server.plan(default="slow:0.2")
+    _annotate(server, tmp_path, _letters(9), concurrency=3)
+    in_flight = [request["in_flight"] for request in server.requests()]
+    # One alone first, then as many as allowed.
+    assert in_flight[:2] == [1, 1] and max(in_flight) == 3
 
 
 def test_retry_after_is_waited_for(server, tmp_path):
     server.plan({"第000封": ["busy:1"]})
     began = time.monotonic()
     report = _annotate(server, tmp_path, _letters(1))
-    assert 1.0 <= time.monotonic() - began < 3.0
+    assert 1.0 <= time.monotonic() - began < 10.0
     first, second = server.requests()
     assert second["time"] - first["time"] >= 1.0
     assert report["questions"]["chains"] == 1 and report["requests"]["failed"] == {"429": 1}
@@ -141,6 +139,7 @@ def test_retry_after_is_waited_for(server, tmp_path):
         ("500", "500", False),
         ("503", "503", False),
         ("hang:3", "timeout", True),
+        ("trickle", "timeout", True),
         ("malformed", "body", True),
         ("no_choices", "body", True),
         ("truncated", "connection", True),
@@ -149,7 +148,7 @@ def test_retry_after_is_waited_for(server, tmp_path):
 )
 def test_a_passing_fault_is_tried_again(server, tmp_path, fault, kind, billed):
     server.plan({"第000封": [fault]})
-    report = _annotate(server, tmp_path, _letters(1), timeout=0.5)
+    report = _annotate(server, tmp_path, _letters(1), timeout=1.0)
     assert report["questions"]["chains"] == 1
     assert report["requests"]["failed"] == {kind: 1} and report["requests"]["sent"] == 2
     assert (report["tokens"]["possible"] > 0) == billed
