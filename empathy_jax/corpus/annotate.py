@@ -12,8 +12,7 @@ request that has no reply: no reply is paid for twice, and what was in flight at
 
 A question has at most two turns: the first, and one repair in which the broken text goes back with
 the rule that it breaks. Each turn is tried `1 + retries` times. A question whose tries all failed
-("model_error") is asked again when the run is started again. chains.jsonl exists from the first
-reply on: until then, nothing binds the folder to a teacher, and a wrong name can be corrected.
+("model_error") is asked again when the run is started again.
 """
 
 import asyncio
@@ -109,7 +108,7 @@ def annotate(
       else it says why not and how to go on.
 
     Raises:
-      ValueError: for settings that cannot work, a missing key, or a folder in use.
+      ValueError: for settings that cannot work, a missing key, or a folder in use or of another teacher.
     """
     check(settings)
     by_id = {question["id"]: question for question in questions}
@@ -117,9 +116,14 @@ def annotate(
         raise ValueError(f"{len(questions) - len(by_id)} questions have the id of another one")
     teacher.api_key(settings.endpoint)
     with journal.resume(folder) as past:
+        if others := past.teachers - {settings.endpoint.model}:
+            raise ValueError(
+                f"{folder} holds replies of {', '.join(sorted(others))}, and config.annotate.model"
+                f" is {settings.endpoint.model!r}; name the former, or choose another --workdir"
+            )
         todo = _outcomes_so_far(by_id, folder, past, settings)
         stopped = asyncio.run(_work(todo, folder, settings, past, should_stop, on_progress))
-        _sort_by_question(folder, by_id, complete=stopped is None)
+        _sort_by_question(folder, by_id)
         report = annotate_report.report(folder, len(by_id), settings, stopped)
         files.write_json(folder / "report.json", report)
     return report
@@ -169,9 +173,8 @@ def _outcomes_so_far(
             rejects.append(reject)
         else:
             todo.append(question)
+    files.write_jsonl(folder / "chains.jsonl", chains)
     files.write_jsonl(folder / "rejected.jsonl", rejects)
-    if past.replies:
-        files.write_jsonl(folder / "chains.jsonl", chains)
     return todo
 
 
@@ -186,7 +189,7 @@ async def _work(
     """Annotates what is left; returns why it stopped before the end, else None."""
     limit = Cost(settings.max_tokens, settings.max_money)
     budget = Budget(limit, past.spent + past.possible)
-    counts = [len(annotate_report.rows(folder / name)) for name in _OUTPUTS]
+    counts = [len(list(files.read_jsonl(folder / name))) for name in _OUTPUTS]
     async with teacher.connect(settings.endpoint) as client:
         run = _Run(
             settings, folder, client, budget, past.replies, should_stop, on_progress, *counts
@@ -295,6 +298,7 @@ async def _try(
 ) -> Reply | Failure:
     """One request, within the budget, written to the journal before and after."""
     settings, path = run.settings, run.folder / journal.NAME
+    model = settings.endpoint.model
     prompt, completion = journal.prompt_bound(messages), settings.endpoint.max_completion_tokens
     most = settings.prices.cost(prompt, completion)
     try:
@@ -310,12 +314,10 @@ async def _try(
         files.append_jsonl(path, [journal.asked(id_, turn, most)])
         result = await teacher.ask(run.client, settings.endpoint, messages)
         if isinstance(result, Reply):
-            # From here on the folder belongs to this teacher: see the module.
-            (run.folder / "chains.jsonl").touch()
             known = result.prompt_tokens is not None and result.completion_tokens is not None
             if known:
                 used = settings.prices.cost(result.prompt_tokens, result.completion_tokens)
-            event = journal.answered(id_, turn, result, used, estimated=not known)
+            event = journal.answered(id_, turn, model, result, used, not known)
         else:
             used = most if result.billed else Cost()
             event = journal.failed(id_, turn, result.kind, result.message, used)
@@ -367,11 +369,9 @@ def _over_budget(run: _Run, most: Cost) -> str:
     )
 
 
-def _sort_by_question(folder: Path, questions: dict[str, Record], complete: bool) -> None:
+def _sort_by_question(folder: Path, questions: dict[str, Record]) -> None:
     """Puts the outcomes, written as they came, into the order of the questions."""
     order = {id_: index for index, id_ in enumerate(questions)}
     for path in (folder / name for name in _OUTPUTS):
-        if complete or path.exists():
-            files.write_jsonl(
-                path, sorted(annotate_report.rows(path), key=lambda row: order[row["id"]])
-            )
+        rows = sorted(files.read_jsonl(path), key=lambda row: order[row["id"]])
+        files.write_jsonl(path, rows)

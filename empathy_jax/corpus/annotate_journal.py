@@ -3,7 +3,7 @@
 `requests.jsonl` holds one line before each request is sent and one line when it has ended:
 
     {"event": "asked", "id", "turn", "tokens", "money"}         at most, were it answered
-    {"event": "answered", "id", "turn", "text", "finish_reason", "refusal",
+    {"event": "answered", "id", "turn", "teacher", "text", "finish_reason", "refusal",
      "prompt_tokens", "completion_tokens", "tokens", "money", "seconds", "estimated"}
     {"event": "failed", "id", "turn", "kind", "message", "tokens", "money"}   0 unless maybe billed
 
@@ -61,12 +61,14 @@ class Past:
 
     Attributes:
       replies: by record id, the replies in the order of their turns.
+      teachers: who wrote them.
       spent: for answered requests.
       possible: at most, for requests whose end was not seen (timeouts, broken connections, kills).
       open: the requests that were asked and have no end yet, by record id.
     """
 
     replies: dict[str, list[Reply]] = dataclasses.field(default_factory=dict)
+    teachers: set[str] = dataclasses.field(default_factory=set)
     spent: Cost = Cost()
     possible: Cost = Cost()
     open: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -83,12 +85,13 @@ def asked(id_: str, turn: int, most: Cost) -> dict:
     return {"event": "asked", "id": id_, "turn": turn, **dataclasses.asdict(most)}
 
 
-def answered(id_: str, turn: int, reply: Reply, cost: Cost, estimated: bool) -> dict:
+def answered(id_: str, turn: int, teacher: str, reply: Reply, cost: Cost, estimated: bool) -> dict:
     """The line after a reply; `estimated` where the endpoint reported no usage."""
     return {
         "event": "answered",
         "id": id_,
         "turn": turn,
+        "teacher": teacher,
         **dataclasses.asdict(reply),
         **dataclasses.asdict(cost),
         "estimated": estimated,
@@ -125,6 +128,7 @@ def replay(events: Iterable[dict]) -> Past:
         if event["event"] == "answered":
             reply = Reply(**{field.name: event[field.name] for field in dataclasses.fields(Reply)})
             past.replies.setdefault(event["id"], []).append(reply)
+            past.teachers.add(event["teacher"])
             past.spent += cost
         else:
             past.possible += cost

@@ -32,8 +32,9 @@ def report(folder: Path, questions: int, settings: "Settings", stopped: str | No
       ended, `tokens`, `money`, `latency_seconds` of replies, `characters` by layer, `echo` (share
       of the answer's 4-grams found in the question) and `stopped`.
     """
-    events = rows(folder / journal.NAME)
-    chains, rejects = rows(folder / "chains.jsonl"), rows(folder / "rejected.jsonl")
+    events = list(files.read_jsonl(folder / journal.NAME))
+    chains = list(files.read_jsonl(folder / "chains.jsonl"))
+    rejects = list(files.read_jsonl(folder / "rejected.jsonl"))
     answered = [event for event in events if event["event"] == "answered"]
     names = (*chain_of_empathy.LAYERS, "answer")
     return {
@@ -61,11 +62,6 @@ def report(folder: Path, questions: int, settings: "Settings", stopped: str | No
         "echo": quantiles([judging.echo(c["question"], c["answer"]) for c in chains]),
         "stopped": stopped,
     }
-
-
-def rows(path: Path) -> list[dict]:
-    """The whole lines of a JSONL file; [] where it does not exist yet."""
-    return list(files.read_jsonl(path)) if path.exists() else []
 
 
 def quantiles(values: list[float]) -> dict[str, float] | None:

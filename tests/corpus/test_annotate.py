@@ -424,6 +424,13 @@ def test_two_runs_do_not_share_a_folder(server, tmp_path):
         process.wait()
 
 
+def test_replies_of_another_teacher_are_not_taken_for_this_ones(server, tmp_path):
+    server.plan(default="refusal")
+    _annotate(server, tmp_path, _letters(1))
+    with pytest.raises(ValueError, match=r"holds replies of teacher-1.*'teacher-2'.*--workdir"):
+        _annotate(server, tmp_path, _letters(1), model="teacher-2")
+
+
 def _everything(folder):
     return "".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
 
