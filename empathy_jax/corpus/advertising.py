@@ -11,24 +11,22 @@ an advertisement.
 
 import re
 
-from empathy_jax.corpus import contacts, personal_data
+from empathy_jax.corpus import contacts, personal_data, sentences
 from empathy_jax.corpus.contacts import Span
 
 MAX_SHARE = 1 / 3  # of a text; above it the text is an advertisement, not an answer with one inside
 
-_SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?\n]+[”’」』）)]*|$)")
-
-# One of these words stands in every sentence that solicits: the fast way out for all other texts.
-_GATE_WORDS = (
-    "私信 私我 私聊 滴我 滴滴 关注 点赞 有用 二维码 扫码 码进 头像 主页 预约 下单 优惠 免费 名额 领取 报名 课程 "
-    "公众号 公号 加我 加你 加他 加群 进群 加入 群号 裙 微信 微号 薇 徽信 徽x 维信 威信 威❤ 微x 微: 微： 卫星 ❤ ♥ 扣 蔻 企鹅 "
-    "联系方式 手机号 电话 邮箱 邮件 联系 添加 链接 搜索 店铺 套餐 半价 立减 折 出售 代写 贷款 放款 刷单 占卜 算命 "
-    "改运 偏方 会员 邀请码 下载 小红书 抖音 拨打 http www. .com @ QQ qq Qq Q群 q群 Q： q： q: V v 一对一 我q 我Q 微星 VX "
-    "WeChat weixin wx [WECHAT] [QQ] [PHONE] [EMAIL] [URL] "
-    "DM discount schedule book contact reach Follow follow website bio Call call mail session"
-).split()
-_FULL_WIDTH = re.compile("[Ａ-Ｚａ-ｚ０-９＋＠]")
-
+# One of these stands in every sentence that solicits: the fast way past all other sentences. Two
+# patterns, because only one of literals alone is searched by its first characters (ten times faster).
+_GATE = re.compile(
+    "私信|私我|私聊|滴我|滴滴|戳我|关注|点赞|有用|二维码|扫码|扫描|识别|头像|主页|预约|下单|优惠|免费|名额|领取|领三次|报名|课程|公众号|公号|"
+    "视频号|服务号|订阅号|专栏|星球|加我|加你|加他|加她|加个|加一下|加助理|加客服|加老师|加群|进群|加入|加的|加微|加薇|加威|加卫|加扣|加好友|"
+    "群|裙|微信|微心|微星|微号|微:|微：|微 |薇|徽|维信|维心|维星|威信|威心|威星|威:|威：|威 |巍|葳|卫星|扣|蔻|抠|叩|企鹅|联系我|联系电话|联系方式|"
+    "手机号|电话|邮箱|邮件|添加|链接|搜|店铺|套餐|半价|立减|打折|折扣|八折|九折|七折|六折|五折|对折|出售|代写|承接|转让|贷款|抵押|放款|日入|刷单|"
+    "包治|包教|病除|不准不收|收费|占卜|塔罗|算命|姻缘|报价|咨询费|我的咨询|训练营|见效|会员|邀请码|下载|小红书|抖音|快手|喜马拉雅|拨打|首单|限时|原价|"
+    "还送|包邮|元|送你|赞|留言|留下|留个|发一下|发个|多少"
+)
+_GATE_LATIN = re.compile("[A-Za-z@＠+＋Ａ-Ｚａ-ｚ０-９❤♥]")
 _OTHERS = (
     r"(?:他们?|她们?|对方|有人|谁|别人|那人|前任|前男友|前女友|前夫|前妻|骗子|陌生人|网友|男友|女友|男朋友|女朋友|男生|女生|老公|"
     r"老婆|妈妈?|爸爸?|同学|同事|领导|老板|朋友|客户|粉丝|室友|老师|咨询师|孩子)"
@@ -77,7 +75,7 @@ _IMPERATIVES = re.compile(
             r"(?:^|[，,；;]|评论区|方便的话)(?:请|可以|都)?(?:留下|留个|发一?下|发个|说下)(?:你|您)?的?(?:联系方式|微信号?|手机号码?|电话|qq号?)",
             r"方便加(?:个|一下)?(?:微信|qq|好友)",
             # trades
-            r"(?:^|[，,；;])(?:专业)?(?:出售|代写|承接|低价转让|转让)|无抵押|当天放款|日入[\d一二三四五六七八九]|兼职刷单[^，。]{0,8}(?:日|加)|包教包会|包治|药到病除|"
+            r"(?:^|[，,；;])(?:专业)?(?:出售|代写|承接(?:各|定制|业务)|低价转让|转让)|无抵押|当天放款|日入[\d一二三四五六七八九]|兼职刷单[^，。]{0,8}(?:日|加)|包教包会|包治|药到病除|"
             r"不准不收|算命改运|按小时收费|私聊我?报价|价格实惠|\d+天见效|[七三十]天见效",
             r"预约我的|报名我的|我的(?:咨询费|收费)是|接受我的咨询|我的(?:店铺|网店|淘宝店)(?:逛|下单|看)|到我的店铺",
         )
@@ -137,16 +135,17 @@ def solicits(sentence: str) -> bool:
     return bool(offer or _RECOMMENDED.search(view))
 
 
-def sentences(text: str) -> list[Span]:
+def solicitations(text: str) -> list[Span]:
     """The spans of the sentences that solicit."""
     if not _worth_a_look(text):
         return []
-    return [m.span() for m in _SENTENCE.finditer(text) if len(m[0]) > 3 and solicits(m[0])]
+    spans = ((text[start:end], (start, end)) for start, end in sentences.spans(text))
+    return [span for sentence, span in spans if _worth_a_look(sentence) and solicits(sentence)]
 
 
 def share(text: str) -> float:
     """The share of the text's characters that stand in sentences that solicit."""
-    return sum(end - start for start, end in sentences(text)) / max(len(text), 1)
+    return sum(end - start for start, end in solicitations(text)) / max(len(text), 1)
 
 
 def solicitation(text: str) -> tuple[str, int]:
@@ -155,7 +154,7 @@ def solicitation(text: str) -> tuple[str, int]:
     Returns:
       the text and the number of sentences cut.
     """
-    spans = sentences(text)
+    spans = solicitations(text)
     if not spans or sum(end - start for start, end in spans) > MAX_SHARE * len(text):
         return text, 0
     return contacts.cut(text, spans, "")
@@ -167,7 +166,7 @@ def is_advertising(text: str) -> bool:
 
 
 def _worth_a_look(text: str) -> bool:
-    return any(word in text for word in _GATE_WORDS) or _FULL_WIDTH.search(text) is not None
+    return _GATE.search(text) is not None or _GATE_LATIN.search(text) is not None
 
 
 def _with_tokens(sentence: str) -> str:

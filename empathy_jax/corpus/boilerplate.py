@@ -2,7 +2,7 @@
 
 import re
 
-_SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?\n]+[”’」』）)]*|$)")
+from empathy_jax.corpus import contacts, sentences
 
 _CLIENT = "求助者|来访者|咨客|提问者|题主|求助人|用户|患者|client|user|seeker|human|patient"
 _COUNSELLOR = (
@@ -14,7 +14,11 @@ _LABEL = re.compile(
     r"(?:[\]】)）] ?[:：]?| ?[:：]) ?",
     re.IGNORECASE,
 )
-_LABEL_WORDS = ("者", "师", "咨客", "题主", "答主", "用户", "人：", "医生：", "lient", "ser", "eeker", "uman", "or", "herapist", "tient", "ssistant")
+_LABEL_MARKS = ("者：", "者:", "者]", "者】", "者）", "者)", "师：", "师:", "师]", "师】", "客：", "客:", "主：", "主:") + tuple(
+    f"{end}{mark}" for end in ("户", "人", "患者", "生", "t", "r", "n", "T", "R", "N") for mark in ("：", ":", "]", "】")
+)
+_CLOSING_BRACKET = re.compile(r"[)）]|(?=\n)")
+_LINE_END = re.compile("\n")
 
 # [捂脸哭] stands for an emoji of WeChat or Weibo, [图片] for what the dump does not have.
 _EMOJI_NAMES = (
@@ -36,6 +40,7 @@ _MASK = re.compile(r"(?<=[\u4e00-\u9fff，：“])(?:[*＊]{2,}|[×✕╳]{2,}|[
 _MENTION = re.compile(r"(?:(?<=[。！？!?\n])|^)[@＠](?=[\u4e00-\u9fff])")
 _REPLACED = re.compile(r"(?<=其)(?:TA|ta)(?=们?[^A-Za-z])|(?:TA|ta)(?=人[，。的]?)")
 
+_LONGEST_SIGN_OFF = 90  # characters
 _SIGN_OFF = re.compile(
     r"^[\s—\-~～,，]*(?:"
     r"(?:无论[^，。]{0,6}，)?世界和我们?(?:都|一起|会|一直|永远)*(?:爱|陪|支持)?着?(?:你|您)[^。！？]{0,8}"
@@ -64,27 +69,26 @@ def boilerplate(text: str) -> tuple[str, int]:
     text, signatures = _SIGNATURE.subn("", text)
     if not any(word in text for word in _SIGN_OFF_WORDS):
         return text, signatures
-    kept, count = [], signatures
-    for match in _SENTENCE.finditer(text):
-        if len(match[0]) < 90 and _SIGN_OFF.match(match[0]):
-            count += 1
-        else:
-            kept.append(match[0])
-    return "".join(kept), count
+    spans = [
+        (start, end)
+        for start, end in sentences.spans(text)
+        if end - start < _LONGEST_SIGN_OFF and _SIGN_OFF.match(text[start:end])
+    ]
+    text, sign_offs = contacts.cut(text, spans, "")
+    return text, signatures + sign_offs
 
 
 def speaker_label(text: str, part: str) -> tuple[str, int]:
     """The turns of the one who writes: labels go, and with the other's label the other's turn.
 
-    A label counts at the start of the text or of a sentence. What stands before the first label
-    belongs to the writer.
+    A label counts at the start of the text, of a line or of a sentence. What stands before the
+    first label belongs to the writer. The other's turn ends at the next label or line, or, when it
+    stands in brackets, with the bracket: messages that a reader joins begin on a line of their own.
 
     Args:
       part: "question" or "answer", which tells who the writer is.
     """
-    if ":" not in text and "：" not in text and "]" not in text and "】" not in text:
-        return text, 0
-    if not any(word in text for word in _LABEL_WORDS):
+    if not any(mark in text for mark in _LABEL_MARKS):
         return text, 0
     labels = list(_LABEL.finditer(text))
     if not labels:
@@ -92,9 +96,19 @@ def speaker_label(text: str, part: str) -> tuple[str, int]:
     pieces = [text[: labels[0].start()]]
     ends = [label.start() for label in labels[1:]] + [len(text)]
     for label, end in zip(labels, ends, strict=True):
-        if _OWN[part].fullmatch(label["role"]):
-            pieces.append(text[label.end() : end])
+        start = label.end()
+        if not _OWN[part].fullmatch(label["role"]):
+            start = _end_of_turn(text, label, end)
+        pieces.append(text[start:end])
     return "".join(pieces), len(labels)
+
+
+def _end_of_turn(text: str, label: re.Match[str], end: int) -> int:
+    """Where the turn of the other speaker ends, whose label this is."""
+    bracketed = label[0].lstrip()[0] in "(（" and label[0].rstrip()[-1] in ":："
+    closing = _CLOSING_BRACKET if bracketed else _LINE_END
+    match = closing.search(text, label.end(), end)
+    return match.end() if match and bracketed else match.start() if match else end
 
 
 def platform_mask(text: str) -> tuple[str, int]:

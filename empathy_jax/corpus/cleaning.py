@@ -60,7 +60,7 @@ class Rules:
     repetition: bool = True
     copied_question: bool = True
     # Limits, in characters.
-    min_question_characters: int = 10
+    min_question_characters: int = 6
     min_answer_characters: int = 100
     max_question_characters: int = 10_000
     max_answer_characters: int = 10_000
@@ -198,7 +198,7 @@ REJECTIONS = (
     ("advertising", _rejection(advertising.is_advertising), "over a third advertises or asks for contact"),
     ("too_short", _too_short, "fewer characters than the least allowed"),
     ("too_long", _too_long, "more characters than the most allowed"),
-    ("symbol_soup", _rejection(rejections.symbol_soup), "fewer than half of the characters are letters"),
+    ("symbol_soup", _rejection(rejections.symbol_soup), "fewer than three tenths of the characters are letters"),
     ("language", _foreign, "fewer than half of the letters belong to the language"),
     ("repetition", _rejection(rejections.repetitive), "two fifths of the text were said before"),
     ("copied_question", _copied, "half of the answer stands in the question"),

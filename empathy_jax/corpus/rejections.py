@@ -10,7 +10,7 @@ import re
 GRAM = 10
 MAX_REPEATED = 0.4  # share of n-grams seen before in the text
 MAX_COPIED = 0.5  # share of the answer's n-grams that stand in the question
-MIN_LETTERS = 0.5  # share of letters among the characters that are not white space
+MIN_LETTERS = 0.3  # share of letters among the characters that are not white space
 MIN_LANGUAGE = 0.5  # share of the language's letters among all letters
 
 _NO_LETTERS = re.compile(r"[\W\d_]+")
@@ -23,7 +23,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def symbol_soup(text: str) -> bool:
-    """Whether fewer than half of the visible characters are letters of any script."""
+    """Whether fewer than three tenths of the visible characters are letters of any script."""
     visible = len(_SPACE.sub("", text))
     return visible > 0 and _letters(text) < MIN_LETTERS * visible
 
