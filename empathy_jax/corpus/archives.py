@@ -89,7 +89,7 @@ def read_whole(stream: BinaryIO) -> tuple[bytes, BadRecord | None]:
 
 
 def members(path: Path) -> Iterator[tuple[str, BinaryIO | BadRecord]]:
-    """The names and streams of the files in a zip; without those that a Mac adds.
+    """The names and streams of the files in a zip; without hidden ones, as a Mac adds.
 
     Raises:
       BadRecord: when it is no zip.
@@ -100,7 +100,7 @@ def members(path: Path) -> Iterator[tuple[str, BinaryIO | BadRecord]]:
         raise damage(error) from error
     with archive:
         for info in archive.infolist():
-            hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
+            hidden = any(part.startswith(".") for part in info.filename.split("/"))
             if info.is_dir() or hidden:
                 continue
             try:

@@ -30,13 +30,16 @@ def detect(data: bytes) -> str | None:
     for mark, name in _MARKS:
         if data.startswith(mark):
             return name
-    # UTF-16 without a mark is every second byte zero, and then UTF-8 as well.
-    zeros = data[:_SAMPLE_BYTES].count(0) > len(data[:_SAMPLE_BYTES]) // 10
-    if not zeros and _mostly_utf8(data):
+    sample = data[:_SAMPLE_BYTES]
+    # English in UTF-16 without a mark is UTF-8 as well, with a zero in every second place.
+    if sample.count(0) > len(sample) // 10:
+        best = charset_normalizer.from_bytes(sample).best()
+        if best is not None and is_wide(best.encoding):
+            return best.encoding
+    if _mostly_utf8(data):
         return "utf-8"
-    sample = data[: _SAMPLE_BYTES & ~3] if zeros else _telling(data)
-    best = charset_normalizer.from_bytes(sample).best()
-    return None if best is None or best.encoding == "ascii" else best.encoding
+    best = charset_normalizer.from_bytes(_telling(data)).best()
+    return None if best is None else best.encoding
 
 
 def is_wide(encoding: str) -> bool:

@@ -11,7 +11,6 @@ answer is all messages of the counsellor, joined by newlines.
 """
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -214,7 +213,7 @@ def _number(text: str) -> Any:
         number = float(text.replace(",", ""))
     except ValueError:
         return text
-    return int(number) if math.isfinite(number) and number.is_integer() else number
+    return int(number) if number.is_integer() else number
 
 
 def _label(value: Any) -> Any:

@@ -155,6 +155,13 @@ def test_other_languages_have_their_encodings(tmp_path, encoding, text):
     assert text.encode(encodings["a.csv"]) == text.encode(encoding)
 
 
+def test_english_in_utf16_without_a_mark(tmp_path):
+    path = _written(tmp_path / "a.csv", "question,answer\nI am tired,Rest\n".encode("utf-16-le"))
+    found, rejects, encodings = _parse(path)
+    assert (_texts(found), rejects) == ([("I am tired", "Rest")], [])
+    assert encodings == {"a.csv": "utf_16_le"}
+
+
 def test_a_few_bad_bytes_spoil_their_rows_only(tmp_path):
     bad = "坏的".encode("gbk")
     rows = [f"{q},{a}\n".encode() for q, a in EXPECTED]
@@ -189,6 +196,8 @@ DAMAGED = [
     ("a.json", b'{"data": 3}', 0, ["neither question nor messages"]),
     ("a.json", b"NaN", 0, ["must be a JSON object, got float"]),
     ("a.jsonl", GOOD + b"\0" * 50, 5, ["not JSON"]),
+    ("a.jsonl", GOOD + b"\0" * 5000, 5, ["not JSON"]),
+    ("a.json", b'{"question": "a"}\n{"id": 1\n{"id": 2, "question": "b"}', 2, ["not JSON"]),
     ("a.jsonl", GOOD.replace("第0个问题".encode(), b"\0"), 4, ["not JSON: Invalid control"]),
     ("a.jsonl", GOOD[:-3], 4, ["not JSON: Unterminated"]),
     ("a.jsonl", GOOD[:-7], 4, ["not UTF-8"]),

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import zipfile
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_a_quote_that_never_ends_costs_its_line_only_and_time_stays_linear(tmp_p
     # Every line opens a quote that only the last one closes, wrongly.
     found, rejects = _csv(tmp_path, "question,answer\n" + '问","答\n' * 20_000 + '"x\n')
     assert found == []
-    assert rejects and all("not CSV" in reject["reason"] for reject in rejects)
+    assert [(r["line"], "not CSV" in r["reason"]) for r in rejects] == [(2, True), (3, True)]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,16 @@ def test_excel_sheets_are_read_with_their_types(tmp_path):
     ]  # fmt: skip
     assert [record["answers"][0].get("score") for record in found] == [3, 2.5, None]
     assert [(reject["line"], reject["reason"]) for reject in rejects] == [(6, "answer is blank")]
+
+
+def test_a_sheet_that_declares_itself_too_small_is_read_whole(tmp_path):
+    path = _book(tmp_path / "a.xlsx", [["question", "answer"], ["一", "甲"], ["二", "乙"]])
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data.replace(b'<dimension ref="A1:B3"', b'<dimension ref="A1"'))
+    assert _pairs(_parse(path)[0]) == [("一", ["甲"]), ("二", ["乙"])]
 
 
 def test_an_excel_sheet_without_header_is_one_reject(tmp_path):
