@@ -7,7 +7,7 @@ stage. What is written depends on the sources and the settings alone, not on the
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,25 +76,65 @@ class Settings:
     workers: int = 0
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """What a build comes to.
+
+    Attributes:
+      records: the questions with their answers, in the order of reading.
+      by_side: the same by split.
+      rejected: a row per rejected pair.
+      stats: what stats.json holds.
+    """
+
+    records: list[Record]
+    by_side: dict[str, list[Record]]
+    rejected: list[Record]
+    stats: dict
+
+
 def build(
     sources: Sequence[Source], folder: Path, settings: Settings, embed: Embed | None = None
 ) -> dict:
     """Builds one corpus of all sources and writes it to `folder`.
 
     Args:
-      sources: read in this order; of copies the first is kept.
+      sources, settings, embed: see `assemble`.
       folder: gets questions.jsonl, rejected.jsonl, splits/, stats.json, card.md and figures/, each
         file whole or not at all.
-      settings: what to do.
-      embed: unit vectors [N, D] of texts, for topics of questions without a label; None: labels only.
 
     Returns:
       What stats.json holds.
 
     Raises:
+      ValueError: as `assemble`.
+      OSError: when the disk is full or a process was killed.
+    """
+    corpus = assemble(sources, settings, embed)
+    (folder / "splits").mkdir(parents=True, exist_ok=True)
+    files.write_jsonl(folder / "questions.jsonl", corpus.records)
+    files.write_jsonl(folder / "rejected.jsonl", corpus.rejected)
+    for name, side in corpus.by_side.items():
+        files.write_jsonl(folder / "splits" / f"{name}.jsonl", side)
+    files.write_json(folder / "stats.json", corpus.stats)
+    pictures = figures.draw(corpus.stats, folder / "figures")
+    rules = RULES | {name: description for name, _, description in cleaning.RULES}
+    files.write_text(folder / "card.md", card.render(corpus.stats, rules, pictures))
+    return corpus.stats
+
+
+def assemble(sources: Sequence[Source], settings: Settings, embed: Embed | None = None) -> Corpus:
+    """The corpus of all sources.
+
+    Args:
+      sources: read in this order; of copies the first is kept.
+      settings: what to do.
+      embed: unit vectors [N, D] of texts, for topics of questions without a label; None: labels only.
+
+    Raises:
       ValueError: for a source that is missing or empty, a taxonomy that cannot be used, or when no
         pair is left.
-      OSError: when the disk is full or a process was killed.
+      OSError: when a process was killed.
     """
     if not sources:
         raise ValueError(f"{collect.FIELD} is empty; name files, folders or hub:owner/name.")
@@ -133,8 +173,7 @@ def build(
     stats = statistics.describe(collected, records, rejected, by_side, english)
     stats["topics"]["labels_not_understood"] = unknown
     stats |= _circumstances(sources, settings, collected, near_questions)
-    _write(folder, stats, records, rejected, by_side)
-    return stats
+    return Corpus(records, by_side, rejected, stats)
 
 
 def merge(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -292,21 +331,3 @@ def _circumstances(
         "guarantee": splits.GUARANTEE,
         "settings": values,
     }
-
-
-def _write(
-    folder: Path,
-    stats: dict,
-    records: Sequence[Record],
-    rejected: Sequence[Record],
-    by_side: Mapping[str, Sequence[Record]],
-) -> None:
-    (folder / "splits").mkdir(parents=True, exist_ok=True)
-    files.write_jsonl(folder / "questions.jsonl", records)
-    files.write_jsonl(folder / "rejected.jsonl", rejected)
-    for name, side in by_side.items():
-        files.write_jsonl(folder / "splits" / f"{name}.jsonl", side)
-    files.write_json(folder / "stats.json", stats)
-    pictures = figures.draw(stats, folder / "figures")
-    rules = RULES | {name: description for name, _, description in cleaning.RULES}
-    files.write_text(folder / "card.md", card.render(stats, rules, pictures))

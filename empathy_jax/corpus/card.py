@@ -109,20 +109,19 @@ def _rejected(rejected: Mapping[str, Mapping[str, int]], rules: Mapping[str, str
     return _table(("stage", "rule", "pairs", "what it rejects"), rows) if rows else "Nothing."
 
 
-def _changed(changed: Mapping[str, int], rules: Mapping[str, str]) -> str:
-    names = list(dict.fromkeys(key.partition(".")[2] for key in changed))
+def _changed(
+    changed: Mapping[str, Mapping[str, Mapping[str, int]]], rules: Mapping[str, str]
+) -> str:
     rows = [
         (
-            f"`{name}`",
-            changed.get(f"question.{name}", 0),
-            changed.get(f"answer.{name}", 0),
-            rules.get(name, ""),
+            f"`{rule}`",
+            *(parts[part][unit] for part in ("question", "answer") for unit in ("texts", "places")),
+            rules.get(rule, ""),
         )
-        for name in names
+        for rule, parts in changed.items()
     ]
-    return (
-        _table(("rule", "in questions", "in answers", "what it does"), rows) if rows else "Nothing."
-    )
+    header = ("rule", "questions", "places in them", "answers", "places in them", "what it does")
+    return _table(header, rows) if rows else "Nothing."
 
 
 def _copies(copies: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ class Collected:
       records: kept question records with their answers, in the order of reading; equal questions
         are not merged yet.
       rejected: a row per rejected pair.
-      changed: how often a repairing rule changed a text, by "part.rule".
+      changed: what the repairing rules changed, by (rule, part, "texts" or "places" in them).
       encodings: of the files that are not plain UTF-8.
       notes: dialogues by what is odd but usable.
     """
@@ -165,7 +165,9 @@ def _clean_text(
 ) -> tuple[str, str | None]:
     """The cleaned text and the reason why it is rejected, if it is."""
     text, counts = cleaning.clean_text(text, part, rules)
-    changed.update({f"{part}.{rule}": count for rule, count in counts.items() if count})
+    for rule, places in counts.items():
+        changed[rule, part, "texts"] += 1
+        changed[rule, part, "places"] += places
     try:
         text = records_lib.clean(text, part)
     except BadRecord:

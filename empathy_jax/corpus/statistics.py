@@ -89,7 +89,7 @@ def describe(
         "questions": len(records),
         "answers": len(answers),
         "rejected": _nested(rejected),
-        "changed": ordered(sum((part.changed for part in collected), Counter())),
+        "changed": _changed(collected),
         "lengths": {
             "edges": list(LENGTH_EDGES),
             "question": lengths(record["question"] for record in records),
@@ -124,6 +124,21 @@ def unknown_labels(records: Sequence[Record], assigned: Sequence[Assignment]) ->
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts, the largest first, equal ones by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _changed(collected: Sequence[Collected]) -> dict[str, dict[str, dict[str, int]]]:
+    """By rule, the most frequent first, and part: texts that were changed, and places in them."""
+    total = sum((part.changed for part in collected), Counter())
+    texts: Counter[str] = Counter()
+    for (rule, _, unit), count in total.items():
+        texts[rule] += count if unit == "texts" else 0
+    return {
+        rule: {
+            part: {unit: total[rule, part, unit] for unit in ("texts", "places")}
+            for part in ("question", "answer")
+        }
+        for rule in ordered(texts)
+    }
 
 
 def _topics(sides: Mapping[str, Sequence[Record]], english: Mapping[str, str]) -> dict[str, Any]:
