@@ -227,7 +227,7 @@ def _shown(place: Place) -> str:
 
 def _read_yaml(path: str, field: str) -> Any:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path!r} cannot be read ({error.strerror}); change {field}") from error
     except UnicodeDecodeError as error:
