@@ -1,11 +1,13 @@
-"""Precision and recall of the personal-data and the advertising rules on 360 hand-checked sentences.
+"""Precision and recall of the personal-data and the advertising rules on 420 hand-checked sentences.
 
     python benchmarks/cleaning_precision.py
 
-The sentences (`tests/corpus/hand_checked.jsonl`) are of three sets. 180 were written before the
-rules, which were tuned on them (`tuned_on`); 120 were written with them and left out of the tuning
-(`held_out`), but one author wrote them and the rules; 60 were written against the finished rules,
-in forms that the rules may not know, and nothing was tuned on them (`challenge`).
+The sentences (`tests/corpus/hand_checked.jsonl`) are of three sets. `tuned_on`: 180 written before
+the rules, and 60 written later that the rules did not know at first (there they found 17 % of the
+advertising and 54 % of the personal data, without a false alarm). `held_out`: 120 written with the
+first 180 and left out of the tuning; one author wrote them and the rules, so they flatter.
+`challenge`: 60 written against the finished rules, in disguises that they may not know; nothing
+was ever tuned on them, and they show what an evader gets past.
 
 A sentence counts once for each type of personal data that it holds or that was found in it, and
 once for advertising. Prints one JSON line: for each rule group and each set the counts, precision,

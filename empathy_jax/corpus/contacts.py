@@ -21,14 +21,14 @@ _NUMERALS |= {ord("〇"): "0", ord("幺"): "1"}
 _FOLD = _WIDTH | _LOWER
 _FOLD_NUMBERS = _FOLD | _NUMERALS
 
-# Five digits with at most one separator between them: what any number of interest contains.
+# Five digits with at most one separator or comma between them: what any number of interest contains.
 _DIGITS = "0-9０-９〇零一幺二三四五六七八九壹贰叁肆伍陆柒捌玖⓪①②③④⑤⑥⑦⑧⑨"
-_DIGIT_RUN = re.compile(rf"[{_DIGITS}](?:[ \-.·]?[{_DIGITS}]){{4}}")
+_DIGIT_RUN = re.compile(rf"[{_DIGITS}](?:[ \-.·，,]?[{_DIGITS}]){{4}}")
 _LATIN_RUN = re.compile("[A-Za-zＡ-Ｚａ-ｚ][A-Za-z0-9_\\-Ａ-Ｚａ-ｚ０-９＿]{5}")
 
 _WORD = (
     r"(?:微信|(?:(?<![a-z])[vw]|[薇徽维威危唯巍葳∨微])[ .·*❤♥♡\ufe0f]{0,3}(?:信|心|芯|星|x(?:in)?|❤|♥)"
-    r"|(?<![a-z])we ?chat|(?<![a-z])weixin)"
+    r"|绿泡泡|绿色软件|(?<![a-z])we ?chat|(?<![a-z])weixin)"
 )
 _GLUE = r"(?:号码?|id|[账帐]号|同号|搜一?搜?|为|是|叫|的|我|[:=\s\-—~(（「“\"'\ufe0f]){0,8}"
 _ID = r"([a-z][a-z0-9_\-]{5,19})(?![a-z0-9_\-@.])"
@@ -50,7 +50,7 @@ _NO_ACCOUNT = frozenset(
 
 _QQ = re.compile(
     r"(?:(?<![a-z])q ?q|扣扣|蔻蔻|抠抠|叩叩|企鹅|裙|群|(?:加我?|\+)(?:个|的)? ?[q扣]"
-    r"|(?<![a-z])q(?=[ :]{0,3}[0-9群])|扣(?=[ :]{0,3}[0-9]))"
+    r"|(?<![a-z])q(?=[ :]{0,3}[0-9群号])|扣(?=[ :]{0,3}[0-9]))"
     r"(?:群|裙|号码?|是|为|叫|[:=\s]){0,6}"
     r"([1-9][0-9]{5,10}|[1-9][0-9]{2,4}(?:[ \-][0-9]{2,4}){1,3})"
     r"(?![0-9年月日元块人次个多岁万千])"

@@ -26,7 +26,7 @@ _NOT_GIVEN = (
     "嘴口手脚头眼疼病药钱车饭水课班校问题回停别死"
 )
 _GIVEN = rf"[^\W\da-zA-Z_{_NOT_GIVEN}]"
-_NAME = rf"((?:{_COMPOUND}){_GIVEN}{{1,2}}|[{_SURNAMES}]{_GIVEN}{{1,2}})"
+_NAME = rf"(?P<name>(?:{_COMPOUND}){_GIVEN}{{1,2}}|[{_SURNAMES}]{_GIVEN}{{1,2}})"
 _END = r"(?=[，。,.；;！!？?、\s（(）)“”\"：:]|$|今年|同学|女士|先生)"
 _TITLE = "咨询师|治疗师|督导师?|医生|大夫|老师|教授|班主任|辅导员|主任"
 _KIN = (
@@ -34,7 +34,7 @@ _KIN = (
     "爸爸|妈妈|弟弟|妹妹|哥哥|姐姐|朋友|闺蜜|室友|同桌|学生|患者"
 )
 _ANNOUNCED = re.compile(
-    rf"(?:我(?:的(?:名字|真名|本名|全名|大名))?(?:叫做?)|(?<!它的)(?:真名|本名|全名|名字)(?:叫做?|是|[:：])|名叫|姓名(?:是|为|[:：])|"
+    rf"(?:我(?:的(?:名字|真名|本名|全名|大名))?(?:叫做?)|(?<!它的)(?:真名|本名|全名|名字)(?:叫做?|是|[:：])|名叫|姓名(?:是|为|叫|[:：])|真实姓名|(?:收件|联系|寄件|收货)人(?:是|[:：])?|姓(?P<surname>.)，[他她]?叫(?=(?P=surname))|"
     rf"(?:{_TITLE}|{_KIN})(?:的?名字)?叫做?|(?:{_TITLE}|助理)[:：])\s?{_NAME}{_END}"
 )
 _TITLED = re.compile(
@@ -45,9 +45,10 @@ _PERSON = r"([A-Z][a-z]{1,20}(?: [A-Z]\.)?(?: [A-Z][A-Za-z'\-]{1,20}){1,2})"
 _CREDENTIALS = r"(?:L[A-Z]{2,4}|NCC|Ph\.?D|Psy\.?D|M\.?D|Ed\.?D|MFT|MSW|CADC|RN|DBH)\b"
 _ENGLISH = re.compile(
     rf"\b[Mm]y (?:full |real )?name is {_PERSON}|\b(?:Sincerely|Regards|Warmly),?\s(?:Dr\. )?{_PERSON}"
+    rf"|\b(?:[Mm]y|[Hh]is|[Hh]er) (?:full name|therapist|doctor|psychiatrist|counselor|teacher|boss)(?: is)?,? (?:Dr\. )?{_PERSON}"
     rf"|\b{_PERSON}, ?{_CREDENTIALS}"
 )
-_ANNOUNCEMENTS = ("叫", "姓名", "名字", "真名", "本名", "全名")
+_ANNOUNCEMENTS = ("叫", "姓名", "名字", "真名", "本名", "全名", "件人", "系人", "货人")
 _TITLES = tuple(_TITLE.replace("督导师?", "督导").split("|")) + ("助理",)
 
 
@@ -57,10 +58,10 @@ def spans(text: str) -> list[Span]:
     announced = any(word in text for word in _ANNOUNCEMENTS)
     titled = any(word in text for word in _TITLES)
     if announced or titled:
-        found.update(match.span(1) for match in _ANNOUNCED.finditer(text))
+        found.update(match.span("name") for match in _ANNOUNCED.finditer(text))
     if titled:
         found.update(match.span(1) for match in _TITLED.finditer(text))
-    if "name is" in text or ", " in text:
+    if "name is" in text or ", " in text or "Dr. " in text:
         found.update(match.span(match.lastindex) for match in _ENGLISH.finditer(text))
     return _apart(sorted(found))
 

@@ -26,14 +26,16 @@ PLACEHOLDERS = {
 }
 
 _SEPARATOR = r"[ \-.·]"
+_COMMA = r"[ \-.·,]"
 _MOBILE = re.compile(
     r"(?<![0-9])(?<![0-9][ \-.·])(?:\(?\+?86\)?[ \-]?)?"
-    rf"(?:1[3-9][0-9](?:[0-9]{{8}}|{_SEPARATOR}[0-9]{{4}}{_SEPARATOR}[0-9]{{4}})"
+    rf"(?:1[3-9][0-9](?:[0-9]{{8}}|{_COMMA}[0-9]{{4}}{_COMMA}[0-9]{{4}})"
     rf"|1[3-9][0-9]{{2}}{_SEPARATOR}[0-9]{{4}}{_SEPARATOR}[0-9]{{3}}"
     rf"|1{_SEPARATOR}[3-9](?:{_SEPARATOR}[0-9]){{9}})(?![0-9元块])"
 )
 _LANDLINE = re.compile(
     r"(?<![0-9])(?:\(0[1-9][0-9]{1,2}\) ?|0[1-9][0-9]{1,2}[ \-])[2-8][0-9]{2,3}[ \-]?[0-9]{4}(?![0-9])"
+    r"|(?<=[打拨话机系:])0[1-9][0-9]{1,2}[2-8][0-9]{6,7}(?![0-9])"
     r"|(?<![0-9])(?:\+?1[\-. ])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[\-.])[2-9][0-9]{2}[\-. ][0-9]{4}(?![0-9])"
 )
 _TOLL_FREE = re.compile(r"(?:\+?1[\-. ])?\(?(?:400|8(?:00|22|33|44|55|66|77|88))[)\-. ]")
@@ -48,7 +50,8 @@ _BANK_CARD = re.compile(
 )
 _CARD_WORD = re.compile(r"卡|[账帐][号户]|户头|银行|银联|card|account|visa")
 _EMAIL = re.compile(
-    r"(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._%+\-]{0,63}@(?:[a-z0-9\-]{1,63}\.){1,4}[a-z]{2,24}(?![a-z0-9])"
+    r"(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._\-]{2,40}#(?:qq|163|126|foxmail|gmail|sina|sohu|outlook|hotmail)\.com"
+    r"|(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._%+\-]{0,63}@(?:[a-z0-9\-]{1,63}\.){1,4}[a-z]{2,24}(?![a-z0-9])"
 )
 _URL = re.compile(r"(?:https?://|(?<![a-z0-9.])www\.|(?<![a-z0-9./])(?:weibo\.com|t\.me)/)[!-~]{2,2000}")
 _USER_URL = re.compile(
@@ -63,8 +66,8 @@ _USER_URL = re.compile(
 
 
 def email(text: str) -> tuple[str, int]:
-    """E-mail addresses, also with a full-width ＠ or ．"""
-    if "@" not in text and "＠" not in text:
+    """E-mail addresses, also with a full-width ＠ or ．, or with # for @"""
+    if not any(mark in text for mark in "@＠#"):
         return text, 0
     spans = [match.span() for match in _EMAIL.finditer(contacts.folded(text))]
     return contacts.cut(text, spans, PLACEHOLDERS["email"])
