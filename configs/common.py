@@ -94,7 +94,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
                     "language": "zh",  # zh | en | any
                     "repetition": True,
                     "copied_question": True,
-                    "min_question_characters": 10,
+                    "min_question_characters": 6,
                     "min_answer_characters": 100,
                     "max_question_characters": 10_000,
                     "max_answer_characters": 10_000,
