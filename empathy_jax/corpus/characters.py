@@ -37,10 +37,14 @@ _EMOJI = "\u00a9\u00ae\u2100-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff
 _SUSPECT = re.compile(f"[{_NEVER_SEEN}\u200c\u200d\ufe00-\ufe0f]")
 # Joiners and variation selectors are seen only behind an emoji or a letter of a script that joins.
 _INVISIBLE = re.compile(
-    f"[{_NEVER_SEEN}]|[\ufe00-\ufe0f](?<![{_EMOJI}0-9#*].)|[\u200c\u200d](?<![{_EMOJI}\u0600-\u1fff].)", re.DOTALL
+    f"[{_NEVER_SEEN}]|[\ufe00-\ufe0f](?<![{_EMOJI}0-9#*].)|[\u200c\u200d](?<![{_EMOJI}\u0600-\u1fff].)",
+    re.DOTALL,
 )
 _LINE_END = re.compile("\r\n?|[\u0085\u2028\u2029]")
-_SPACES = re.compile("[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]{2,}|[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_SPACES = re.compile(
+    "[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]{2,}|"
+    "[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"
+)
 _SPACE_AT_LINE_END = re.compile(" ?\n ?")
 _BLANK_LINES = re.compile("\n{3,}")
 

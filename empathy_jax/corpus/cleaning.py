@@ -186,19 +186,39 @@ REPAIRS = (
     ("whitespace", _repair(characters.whitespace), "NFC; line feeds, single spaces"),
     ("script", _script, "characters become simplified or traditional"),
     ("speaker_label", _speaker_label, "speaker labels go, and the turns of the other speaker"),
-    ("platform_mask", _repair(boilerplate.platform_mask), "masks and names of pictures are mended or go"),
-    ("repeated_characters", _repair(boilerplate.repeated_characters), "seven or more of a character become three"),
-    ("solicitation", _repair(advertising.solicitation), "single sentences that advertise or ask for contact go"),
+    (
+        "platform_mask",
+        _repair(boilerplate.platform_mask),
+        "masks and names of pictures are mended or go",
+    ),
+    (
+        "repeated_characters",
+        _repair(boilerplate.repeated_characters),
+        "seven or more of a character become three",
+    ),
+    (
+        "solicitation",
+        _repair(advertising.solicitation),
+        "single sentences that advertise or ask for contact go",
+    ),
     ("boilerplate", _repair(boilerplate.boilerplate), "sign-offs of platforms and signatures go"),
     *((name, _repair(rule), description) for name, rule, description in personal_data.RULES),
 )
 
 REJECTIONS = (
     ("broken_encoding", _rejection(characters.broken), "the encoding is lost"),
-    ("advertising", _rejection(advertising.is_advertising), "over a third advertises or asks for contact"),
+    (
+        "advertising",
+        _rejection(advertising.is_advertising),
+        "over a third advertises or asks for contact",
+    ),
     ("too_short", _too_short, "fewer characters than the least allowed"),
     ("too_long", _too_long, "more characters than the most allowed"),
-    ("symbol_soup", _rejection(rejections.symbol_soup), "fewer than three tenths of the characters are letters"),
+    (
+        "symbol_soup",
+        _rejection(rejections.symbol_soup),
+        "fewer than three tenths of the characters are letters",
+    ),
     ("language", _foreign, "fewer than half of the letters belong to the language"),
     ("repetition", _rejection(rejections.repetitive), "two fifths of the text were said before"),
     ("copied_question", _copied, "half of the answer stands in the question"),

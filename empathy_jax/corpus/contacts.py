@@ -42,10 +42,9 @@ _WECHAT_LATER = re.compile(rf"(?:我的号码?|[账帐]号)(?:是|为|:)\s?{_ID}
 _WECHAT_WORD = re.compile(_WORD)
 _EXPLICIT = re.compile(r"(?:号|id|搜|:|是|叫)[^a-z]{0,4}$")
 # Names of things, which stand after 微信 without being anybody's account.
-_NO_ACCOUNT = frozenset(
-    "wechat weixin iphone ipad android facebook instagram twitter telegram whatsapp hello "
-    "moments emoji message official windows alipay tiktok youtube google redmi huawei "
-    "app-store mini-program".split()
+_NO_ACCOUNT = re.compile(
+    "wechat|weixin|iphone|ipad|android|facebook|instagram|twitter|telegram|whatsapp|hello|moments|"
+    "emoji|message|official|windows|alipay|tiktok|youtube|google|redmi|huawei|app-store|mini-program"
 )
 
 _QQ = re.compile(
@@ -82,7 +81,11 @@ def wechat_spans(text: str) -> list[Span]:
     view = folded(text)
     spans = [match.span(match.lastindex) for match in _WECHAT.finditer(view) if _is_account(match)]
     if _WECHAT_WORD.search(view):
-        later = (match.span(match.lastindex) for match in _WECHAT_LATER.finditer(view) if _is_account(match))
+        later = (
+            match.span(match.lastindex)
+            for match in _WECHAT_LATER.finditer(view)
+            if _is_account(match)
+        )
         spans.extend(span for span in later if span not in spans)
     return sorted(spans)
 
@@ -96,10 +99,12 @@ def qq_spans(text: str) -> list[Span]:
 def _is_account(match: re.Match[str]) -> bool:
     """A name of letters alone must be called an account; one with a digit or a bar speaks for itself."""
     account = match[match.lastindex]
+    if _NO_ACCOUNT.fullmatch(account):
+        return False
     if not account.isalpha():
-        return account not in _NO_ACCOUNT
+        return True
     before = match.string[match.start() : match.start(match.lastindex)]
-    return account not in _NO_ACCOUNT and _EXPLICIT.search(before) is not None
+    return _EXPLICIT.search(before) is not None
 
 
 def _digits(text: str) -> int:

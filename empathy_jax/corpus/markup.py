@@ -8,10 +8,15 @@ is missing cost no second look.
 import html
 import re
 
-_BLOCK = "p|div|br|hr|li|ul|ol|dl|dt|dd|tr|table|tbody|thead|blockquote|pre|section|article|header|footer|h[1-6]"
+_BLOCK = (
+    "p|div|br|hr|li|ul|ol|dl|dt|dd|tr|table|tbody|thead|"
+    "blockquote|pre|section|article|header|footer|h[1-6]"
+)
 _INLINE = (
-    "a|abbr|b|big|center|cite|code|del|em|embed|figure|figcaption|font|i|iframe|img|input|ins|kbd|label|link|"
-    "mark|meta|nobr|object|picture|q|s|small|source|span|strike|strong|sub|sup|svg|td|th|tt|u|video|audio|wbr|"
+    "a|abbr|b|big|center|cite|code|del|em|embed|figure|figcaption|font|i|iframe|img|input|ins|kbd|"
+    "label|link|"
+    "mark|meta|nobr|object|picture|q|s|small|source|span|strike|strong|sub|sup|svg|td|th|tt|u|"
+    "video|audio|wbr|"
     "html|head|body|title|form|button|style|script|xml|main|nav|st1"
 )
 _ATTRIBUTES = r"(?:\s[^<>]*|/\s*)?"
@@ -22,8 +27,12 @@ _CONDITIONAL = re.compile(r"<!\[?[^<>]{0,200}>", re.IGNORECASE)
 _HIDDEN = ("style", "script", "xml", "head", "title")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
 _ESCAPED_TWICE = re.compile(r"&(?:amp;)+(?=[#a-zA-Z])")
-_EMBEDDED = re.compile(r"data:[a-z0-9.+\-]{1,40}/[a-z0-9.+\-]{1,40};base64,[A-Za-z0-9+/=]*", re.IGNORECASE)
-_BBCODE = re.compile(r"\[/?(?:b|i|u|s|url|img|quote|color|size|font|align|center)(?:=[^\[\]\n]{0,100})?\]")
+_EMBEDDED = re.compile(
+    r"data:[a-z0-9.+\-]{1,40}/[a-z0-9.+\-]{1,40};base64,[A-Za-z0-9+/=]*", re.IGNORECASE
+)
+_BBCODE = re.compile(
+    r"\[/?(?:b|i|u|s|url|img|quote|color|size|font|align|center)(?:=[^\[\]\n]{0,100})?\]"
+)
 
 
 def markup(text: str) -> tuple[str, int]:

@@ -18,7 +18,10 @@ _SURNAMES = (
 )
 _COMPOUND = "欧阳|上官|司马|诸葛|司徒|东方|慕容|皇甫|尉迟|公孙|令狐|夏侯|长孙|宇文|端木|南宫"
 # Surnames that are everyday words as well: not enough where only a title announces the name.
-_ORDINARY = "于任万方白金石安向文易成时应解和明全师关单曾何马连路管包高常严钱温康史左华项农司古简车查冷麻池边商"
+_ORDINARY = (
+    "于任万方白金石安向文易成时应解和明全师关单曾何马连路管"
+    "包高常严钱温康史左华项农司古简车查冷麻池边商"
+)
 # Characters that hardly ever stand in a given name.
 _NOT_GIVEN = (
     "的了着过不没是在有和与也都就还又很太我你您他她它们这那哪谁什么怎吗呢吧啊呀哦说话吃喝睡打骂去来到给把被"
@@ -30,11 +33,14 @@ _NAME = rf"(?P<name>(?:{_COMPOUND}){_GIVEN}{{1,2}}|[{_SURNAMES}]{_GIVEN}{{1,2}})
 _END = r"(?=[，。,.；;！!？?、\s（(）)“”\"：:]|$|今年|同学|女士|先生)"
 _TITLE = "咨询师|治疗师|督导师?|医生|大夫|老师|教授|班主任|辅导员|主任"
 _KIN = (
-    "老公|老婆|男友|女友|男朋友|女朋友|前男友|前女友|前任|前夫|前妻|女儿|儿子|宝贝|孩子|同学|同事|领导|老板|"
+    "老公|老婆|男友|女友|男朋友|女朋友|前男友|前女友|前任|前夫|前妻|女儿|儿子|宝贝|孩子|同学|同事|"
+    "领导|老板|"
     "爸爸|妈妈|弟弟|妹妹|哥哥|姐姐|朋友|闺蜜|室友|同桌|学生|患者"
 )
 _ANNOUNCED = re.compile(
-    rf"(?:我(?:的(?:名字|真名|本名|全名|大名))?(?:叫做?)|(?<!它的)(?:真名|本名|全名|名字)(?:叫做?|是|[:：])|名叫|姓名(?:是|为|叫|[:：])|真实姓名|(?:收件|联系|寄件|收货)人(?:是|[:：])?|姓(?P<surname>.)，[他她]?叫(?=(?P=surname))|"
+    rf"(?:我(?:的(?:名字|真名|本名|全名|大名))?(?:叫做?)|(?<!它的)(?:真名|本名|全名|名字)(?:叫做?|"
+    rf"是|[:：])|名叫|姓名(?:是|为|叫|[:：])|真实姓名|(?:收件|联系|寄件|收货)人(?:是|[:：])?|"
+    rf"姓(?P<surname>.)，[他她]?叫(?=(?P=surname))|"
     rf"(?:{_TITLE}|{_KIN})(?:的?名字)?叫做?|(?:{_TITLE}|助理)[:：])\s?{_NAME}{_END}"
 )
 _TITLED = re.compile(
@@ -45,11 +51,12 @@ _PERSON = r"([A-Z][a-z]{1,20}(?: [A-Z]\.)?(?: [A-Z][A-Za-z'\-]{1,20}){1,2})"
 _CREDENTIALS = r"(?:L[A-Z]{2,4}|NCC|Ph\.?D|Psy\.?D|M\.?D|Ed\.?D|MFT|MSW|CADC|RN|DBH)\b"
 _ENGLISH = re.compile(
     rf"\b[Mm]y (?:full |real )?name is {_PERSON}|\b(?:Sincerely|Regards|Warmly),?\s(?:Dr\. )?{_PERSON}"
-    rf"|\b(?:[Mm]y|[Hh]is|[Hh]er) (?:full name|therapist|doctor|psychiatrist|counselor|teacher|boss)(?: is)?,? (?:Dr\. )?{_PERSON}"
+    rf"|\b(?:[Mm]y|[Hh]is|[Hh]er) (?:full name|therapist|doctor|psychiatrist|counselor|teacher|"
+    rf"boss)(?: is)?,? (?:Dr\. )?{_PERSON}"
     rf"|\b{_PERSON}, ?{_CREDENTIALS}"
 )
 _ANNOUNCEMENTS = ("叫", "姓名", "名字", "真名", "本名", "全名", "件人", "系人", "货人")
-_TITLES = tuple(_TITLE.replace("督导师?", "督导").split("|")) + ("助理",)
+_TITLES = (*tuple(_TITLE.replace("督导师?", "督导").split("|")), "助理")
 
 
 def spans(text: str) -> list[Span]:

@@ -36,12 +36,17 @@ _MOBILE = re.compile(
 _LANDLINE = re.compile(
     r"(?<![0-9])(?:\(0[1-9][0-9]{1,2}\) ?|0[1-9][0-9]{1,2}[ \-])[2-8][0-9]{2,3}[ \-]?[0-9]{4}(?![0-9])"
     r"|(?<=[打拨话机系:])0[1-9][0-9]{1,2}[2-8][0-9]{6,7}(?![0-9])"
-    r"|(?<![0-9])(?:\+?1[\-. ])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[\-.])[2-9][0-9]{2}[\-. ][0-9]{4}(?![0-9])"
+    r"|(?<![0-9])(?:\+?1[\-. ])?(?:\([2-9][0-9]{2}\) ?|"
+    r"[2-9][0-9]{2}[\-.])[2-9][0-9]{2}[\-. ][0-9]{4}(?![0-9])"
 )
 _TOLL_FREE = re.compile(r"(?:\+?1[\-. ])?\(?(?:400|8(?:00|22|33|44|55|66|77|88))[)\-. ]")
-_HOTLINE = re.compile(r"热线|援助|危机|干预|救助|维权|举报|求助电话|hotline|helpline|lifeline|crisis")
+_HOTLINE = re.compile(
+    r"热线|援助|危机|干预|救助|维权|举报|求助电话|hotline|helpline|lifeline|crisis"
+)
 _SALES_LINE = re.compile(r"(?:报名|课程|订购|订票|招商|加盟|预约|销售)[^，。]{0,2}热线")
-_RECORD_NUMBER = re.compile(r"(?:订单|单号|快递|学号|考号|编号|流水|合同|报名号|准考证)[^，。]{0,8}$")
+_RECORD_NUMBER = re.compile(
+    r"(?:订单|单号|快递|学号|考号|编号|流水|合同|报名号|准考证)[^，。]{0,8}$"
+)
 _ID_CARD = re.compile(
     r"(?<![0-9a-z])[1-9][0-9]{5}[ \-]?(?:18|19|20)[0-9]{6}[ \-]?[0-9]{3}[0-9x](?![0-9a-z])"
 )
@@ -50,14 +55,19 @@ _BANK_CARD = re.compile(
 )
 _CARD_WORD = re.compile(r"卡|[账帐][号户]|户头|银行|银联|card|account|visa")
 _EMAIL = re.compile(
-    r"(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._\-]{2,40}#(?:qq|163|126|foxmail|gmail|sina|sohu|outlook|hotmail)\.com"
-    r"|(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._%+\-]{0,63}@(?:[a-z0-9\-]{1,63}\.){1,4}[a-z]{2,24}(?![a-z0-9])"
+    r"(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._\-]{2,40}#(?:qq|163|126|foxmail|gmail|sina|sohu|outlook|"
+    r"hotmail)\.com"
+    r"|"
+    r"(?<![a-z0-9._%+\-])[a-z0-9][a-z0-9._%+\-]{0,63}@(?:[a-z0-9\-]{1,63}\.){1,4}[a-z]{2,24}(?![a-z0-9])"
 )
-_URL = re.compile(r"(?:https?://|(?<![a-z0-9.])www\.|(?<![a-z0-9./])(?:weibo\.com|t\.me)/)[!-~]{2,2000}")
+_URL = re.compile(
+    r"(?:https?://|(?<![a-z0-9.])www\.|(?<![a-z0-9./])(?:weibo\.com|t\.me)/)[!-~]{2,2000}"
+)
 _USER_URL = re.compile(
     r"//[^/@\s]{1,64}@"  # user:password@host
     r"|[/.](?:weibo\.(?:com|cn)/(?:[un]/)?|zhihu\.com/people/|space\.bilibili\.com/|douyin\.com/user/"
-    r"|xiaohongshu\.com/user/|douban\.com/people/|jianshu\.com/u/|qzone\.qq\.com/|tieba\.baidu\.com/home"
+    r"|xiaohongshu\.com/user/|douban\.com/people/|jianshu\.com/u/|qzone\.qq\.com/|"
+    r"tieba\.baidu\.com/home"
     r"|(?:instagram|facebook|twitter|x|pinterest|tiktok|snapchat|github)\.com/@?|t\.me/"
     r"|linkedin\.com/in/|youtube\.com/(?:@|user/|c/)|medium\.com/@|counselchat\.com/therapists/)[\w@]"
     r"|^(?:weibo\.com|t\.me)/\w|/(?:users?|u|profile|people|member|therapists?)/[\w\-]{2,}|/[~@]\w"
@@ -79,7 +89,9 @@ def user_url(text: str) -> tuple[str, int]:
         return text, 0
     view = contacts.folded(text)
     found = (match for match in _URL.finditer(view) if _USER_URL.search(match[0]))
-    spans = [(match.start(), match.start() + len(match[0].rstrip(".,;:!?)]'\""))) for match in found]
+    spans = [
+        (match.start(), match.start() + len(match[0].rstrip(".,;:!?)]'\""))) for match in found
+    ]
     return contacts.cut(text, spans, PLACEHOLDERS["user_url"])
 
 
@@ -151,7 +163,10 @@ def is_id_card(number: str) -> bool:
 
 
 def luhn(number: str) -> bool:
-    """Whether the digits pass the Luhn test: from the right every second is doubled, cross sums add to 0 mod 10."""
+    """Whether the digits pass the Luhn test.
+
+    From the right every second digit is doubled; all cross sums together are 0 mod 10.
+    """
     digits = [int(digit) for digit in reversed(number)]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0

@@ -24,9 +24,17 @@ def test_precision_and_recall_of_the_hand_checked_sentences_hold():
 
 
 @pytest.mark.parametrize(
-    "text", ["他从不关注我的感受。", "她私信我说对不起。", "我在淘宝买了很多东西。", "他加我微信只是为了借钱。",
-             "我想有自己的隐私我该怎么办？", "超过了自我承受的极限时，学习课程也没用。", "网上刷单被骗了六千多。"]
-)  # fmt: skip
+    "text",
+    [
+        "他从不关注我的感受。",
+        "她私信我说对不起。",
+        "我在淘宝买了很多东西。",
+        "他加我微信只是为了借钱。",
+        "我想有自己的隐私我该怎么办？",
+        "超过了自我承受的极限时，学习课程也没用。",
+        "网上刷单被骗了六千多。",
+    ],
+)
 def test_everyday_words_are_innocent(text):
     assert advertising.solicitation(ANSWER + text) == (ANSWER + text, 0)
     assert not advertising.is_advertising(text)

@@ -24,7 +24,12 @@ ANSWER = "听到你这样说，我能感觉到这段日子你一个人撑了很�
         ("mojibake", "answer", "我很难过，睡不着".encode().decode("gb18030"), "我很难过，睡不着"),
         ("markup", "answer", "<p>一</p><p>二&nbsp;三<br>四</p>", "一\n\n二 三\n四"),
         ("markup", "answer", '前<img src="data:image/png;base64,iVBOR/+=" alt="x">后', "前后"),
-        ("markup", "answer", "<!--[if gte mso 9]><xml><w:View>0</w:View></xml><![endif]-->好<o:p></o:p>", "好"),
+        (
+            "markup",
+            "answer",
+            "<!--[if gte mso 9]><xml><w:View>0</w:View></xml><![endif]-->好<o:p></o:p>",
+            "好",
+        ),
         ("markup", "answer", "&amp;lt;3 &amp;amp; 你", "<3 & 你"),
         ("invisible", "answer", "为什\u200b么\ufeff\ue001：\ufe0f好", "为什么：好"),
         ("whitespace", "answer", "一\r\n\r\n\r\n\r\n二\u3000\u3000三 \n四", "一\n\n二 三\n四"),
@@ -84,10 +89,14 @@ def test_what_is_meant_stays(text):
         ("symbol_soup", "answer", "？！～*" * 30 + "好", None),
         ("language", "answer", "Nobody here writes in the language that was asked for. " * 3, None),
         ("repetition", "answer", "你要加油，相信自己一定可以的。" * 12, None),
-        ("copied_question", "answer", "好的。" + "".join(map(chr, range(0x5000, 0x5100))),
-         "".join(map(chr, range(0x5000, 0x5100)))),
+        (
+            "copied_question",
+            "answer",
+            "好的。" + "".join(map(chr, range(0x5000, 0x5100))),
+            "".join(map(chr, range(0x5000, 0x5100))),
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_reason_to_reject(reason, part, text, question):
     assert reject_reason(text, part, Rules(), question) == reason
     off = dataclasses.replace(Rules(), **{reason: "any" if reason == "language" else False})
@@ -112,19 +121,71 @@ def test_every_rule_has_its_switch_and_its_description():
 
 @pytest.mark.parametrize(
     "change",
-    [{"script": "latin"}, {"language": "fr"}, {"min_answer_characters": 20_000}, {"min_question_characters": -1}],
-)  # fmt: skip
+    [
+        {"script": "latin"},
+        {"language": "fr"},
+        {"min_answer_characters": 20_000},
+        {"min_question_characters": -1},
+    ],
+)
 def test_bad_rules_name_the_field_to_change(change):
     with pytest.raises(ValueError, match=rf"corpus\.clean\.{next(iter(change))}"):
         Rules(**change)
 
 
 PIECES = [
-    "<p>", "</p>", "<br/>", "&nbsp;", "&amp;", "amp;", "lt;", "&lt;", "<!--", "-->", "<style>", "</style>", "*", "**",
-    "@", "：", "求助者：", "支持者", "（", "）", "。", "\n", " ", "\u3000", "\u200b", "\ufe0f", "TA", "其", "人", "世界和我爱着你",
-    "私信我", "有困惑可以", "加我微信", "abc_123", "13812345678", "啊啊啊啊", "！！！！", "[图片]", "[PHONE]", "我叫李晓明", "\r", "a\u0301",
-    "â€", "锛", "data:a/b;base64,", "Dr. Jane Doe, LPC", "以上仅供参考", "想睡觉，", "[b]", "q：", "一三八",
-]  # fmt: skip
+    "<p>",
+    "</p>",
+    "<br/>",
+    "&nbsp;",
+    "&amp;",
+    "amp;",
+    "lt;",
+    "&lt;",
+    "<!--",
+    "-->",
+    "<style>",
+    "</style>",
+    "*",
+    "**",
+    "@",
+    "：",
+    "求助者：",
+    "支持者",
+    "（",
+    "）",
+    "。",
+    "\n",
+    " ",
+    "\u3000",
+    "\u200b",
+    "\ufe0f",
+    "TA",
+    "其",
+    "人",
+    "世界和我爱着你",
+    "私信我",
+    "有困惑可以",
+    "加我微信",
+    "abc_123",
+    "13812345678",
+    "啊啊啊啊",
+    "！！！！",
+    "[图片]",
+    "[PHONE]",
+    "我叫李晓明",
+    "\r",
+    "a\u0301",
+    "â€",
+    "锛",
+    "data:a/b;base64,",
+    "Dr. Jane Doe, LPC",
+    "以上仅供参考",
+    "想睡觉，",
+    "[b]",
+    "q：",
+    "一三八",
+]
 
 
 @hypothesis.settings(deadline=None, max_examples=200)
@@ -142,15 +203,70 @@ def test_cleaning_is_idempotent_and_never_raises(text, part):
 
 
 # Rules look for a word first and leave at once without it; this tail makes all of them work.
-OPENS_EVERY_GATE = "x<&;[【*@TA锛â€ 私信 13812345678 a@b.com 微信 http://a 我叫 老师 姓名 name is, 以上 世界和我 求助者："
+OPENS_EVERY_GATE = (
+    "x<&;[【*@TA锛â€ 私信 13812345678 a@b.com 微信 http://a 我叫 老师 姓名 name is, 以上 世界和我 "
+    "求助者："
+)
 
 
 @pytest.mark.parametrize(
     "piece",
-    ["a", "1", "1天", "戳www.", "a,", "Aa", "A", "A-", "我叫", "q ", "1,", "0", "-", "1 ", "a@", "a.", " ", " \n", "<", "<p ", "<!--", "<style>", "&amp;", "&", "&#112;", "[", "*", "**a",
-     "http://", "www.", "微信", "加我微信，", "q", "求助者：。", "（求助者：", "我叫李", "Aa Bb, ", "。", "世界和我", "以上，", "6222 ",
-     "一三八", "\ufe0f", "â€", "锛", "欢迎关注", "可以", "推荐", "call me ", "免费课程，", "[url=", "群", "他加我微信abc_12345，"],
-)  # fmt: skip
+    [
+        "a",
+        "1",
+        "1天",
+        "戳www.",
+        "a,",
+        "Aa",
+        "A",
+        "A-",
+        "我叫",
+        "q ",
+        "1,",
+        "0",
+        "-",
+        "1 ",
+        "a@",
+        "a.",
+        " ",
+        " \n",
+        "<",
+        "<p ",
+        "<!--",
+        "<style>",
+        "&amp;",
+        "&",
+        "&#112;",
+        "[",
+        "*",
+        "**a",
+        "http://",
+        "www.",
+        "微信",
+        "加我微信，",
+        "q",
+        "求助者：。",
+        "（求助者：",
+        "我叫李",
+        "Aa Bb, ",
+        "。",
+        "世界和我",
+        "以上，",
+        "6222 ",
+        "一三八",
+        "\ufe0f",
+        "â€",
+        "锛",
+        "欢迎关注",
+        "可以",
+        "推荐",
+        "call me ",
+        "免费课程，",
+        "[url=",
+        "群",
+        "他加我微信abc_12345，",
+    ],
+)
 def test_time_is_linear_in_adversarial_texts(piece):
     text = piece * (100_000 // len(piece)) + OPENS_EVERY_GATE
     start = time.process_time()
