@@ -109,6 +109,29 @@ def get_config(size: str = "tiny") -> ConfigDict:
                 "topic_threshold": 0.5,  # cosine below which a question stays unassigned
                 "workers": 0,  # processes; 0: one per core
             },
+            "annotate": {
+                "base_url": "",  # of the teacher, up to and without /chat/completions
+                "model": "",  # as the endpoint names it
+                "api_key_env": "OPENAI_API_KEY",  # variable with the key; empty: none is wanted
+                "timeout": 300.0,  # seconds for one request
+                "max_completion_tokens": 4096,  # of one reply, reasoning included
+                "token_limit_field": "max_tokens",  # or max_completion_tokens
+                "extra_body": "{}",  # JSON of further fields, such as {"temperature": 0.7}
+                "prompt_price": -1.0,  # money for a million tokens; 0: free; must be given
+                "completion_price": -1.0,
+                "max_tokens": 10_000_000,  # the budget of the folder, earlier runs included
+                "max_money": 1.0,
+                "questions": 0,  # only the first so many; 0: all
+                "concurrency": 8,  # requests in flight
+                "retries": 5,  # of a request that failed for a passing reason
+                "backoff": 1.0,  # seconds before the first of them, then doubled
+                "max_failures": 10,  # questions in a row without any reply before it stops
+                "min_layer_characters": 10,  # of each of L1..L4
+                "max_layer_characters": 1500,
+                "min_answer_characters": 100,
+                "max_answer_characters": 4000,
+                "max_echo": 0.5,  # share of the answer's 4-grams that stand in the question
+            },
             "optimizer": {
                 "learning_rate": 1e-5,
                 "warmup_steps": 10,
