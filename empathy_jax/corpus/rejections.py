@@ -53,7 +53,7 @@ def repetitive(text: str) -> bool:
 def copied(answer: str, question: str) -> bool:
     """Whether half of the answer stands, ten characters at a time, in the question."""
     if len(answer) < GRAM:
-        return answer in question
+        return answer == question
     known = {question[i : i + GRAM] for i in range(len(question) - GRAM + 1)}
     starts = range(0, len(answer) - GRAM + 1, 3)
     return sum(answer[i : i + GRAM] in known for i in starts) > MAX_COPIED * len(starts)
