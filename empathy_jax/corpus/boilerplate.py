@@ -14,7 +14,7 @@ _OWN = {
     "answer": re.compile(f"(?:{_COUNSELLOR})", re.I),
 }
 _LABEL = re.compile(
-    rf"(?:(?<=[。！？!?…~～”」）)\n*])|^)[ \t]?[\[【(（]?(?P<role>{_CLIENT}|{_COUNSELLOR})"
+    rf"(?:(?<=[。！？!?…~～”」）)：:\n*])|^)[ \t]?[\[【(（]?(?P<role>{_CLIENT}|{_COUNSELLOR})"
     r"(?:[\]】)）] ?[:：]?| ?[:：]) ?",
     re.IGNORECASE,
 )

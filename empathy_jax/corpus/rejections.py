@@ -19,6 +19,7 @@ _NOT_OF = {
     "zh": re.compile("[^\u3400-\u9fff\U00020000-\U0003ffff]+"),
     "en": re.compile("[^A-Za-z]+"),
 }
+_LATIN_WORD = re.compile("[A-Za-z]+")
 _SPACE = re.compile(r"\s+")
 
 
@@ -31,12 +32,16 @@ def symbol_soup(text: str) -> bool:
 def foreign(text: str, language: str) -> bool:
     """Whether fewer than half of the letters belong to the language.
 
+    Beside Chinese a Latin word counts as one letter, since it says as much as one or two characters.
+
     Args:
       language: "zh", "en", or "any", which nothing fails.
     """
     if language == "any":
         return False
     text = _PLACEHOLDER.sub("", text)
+    if language == "zh":
+        text = _LATIN_WORD.sub("a", text)
     own = len(_NOT_OF[language].sub("", text))
     return own < MIN_LANGUAGE * _letters(text)
 

@@ -36,6 +36,7 @@ ANSWER = "听到你这样说，我能感觉到这段日子你一个人撑了很�
         ("speaker_label", "question", "求助者：我很累。支持者：抱抱你。", "我很累。"),
         ("speaker_label", "answer", "抱抱你。求助者：谢谢。\n不客气。", "抱抱你。\n不客气。"),
         ("speaker_label", "answer", "慢慢来。（求助者：好的。）再见。", "慢慢来。再见。"),
+        ("speaker_label", "question", "好累。求助者：支持者：抱抱。", "好累。"),
         ("platform_mask", "answer", "很难受。******新的一段", "很难受。\n新的一段"),
         ("platform_mask", "answer", "加油[捂脸哭]！[图片]", "加油！"),
         ("platform_mask", "answer", "他骂我***，别管TA人", "他骂我XX，别管他人"),
@@ -106,6 +107,8 @@ def test_each_reason_to_reject(reason, part, text, question):
 def test_good_texts_pass():
     good = "".join(chr(0x4E00 + 7 * i) for i in range(150))
     assert reject_reason(good, "answer", Rules(), "我为什么总是睡不着？") is None
+    mixed = "我很累，" * 9 + "I have been so busy that I could not sleep at all that night, again"
+    assert reject_reason(mixed, "question", Rules(repetition=False)) is None
     assert reject_reason("救我！！！救我！！！", "question", Rules()) is None
 
 
