@@ -4,8 +4,9 @@
 
 Each part is the first lines of a JSONL file (plain, .gz or .xz), packed anew as .xz before the clock
 starts. Measured is the whole build, from the packed file to the written splits, card and figures,
-without near copies and with them, without topics; memory is the largest sum of the resident sizes
-of all processes. Needs psutil.
+without near copies and with them, without topics; `cpu_seconds` are those of all processes, which
+other programs on the machine disturb less; memory is the largest sum of the resident sizes of all
+processes. Needs psutil.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import gzip
 import json
 import lzma
 import os
+import resource
 import tempfile
 import threading
 import time
@@ -56,18 +58,26 @@ def measure(source: Path, folder: Path, near: bool) -> dict:
     peak = [0]
     sampler = threading.Thread(target=_sample_memory, args=(peak, done))
     sampler.start()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), _cpu_seconds()
     stats = build.build([build.Source(str(source))], folder, build.Settings(near_duplicates=near))
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
     done.set()
     sampler.join()
     return {
         "near_duplicates": near,
         "pairs": stats["pairs"]["read"],
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
         "pairs_per_second": round(stats["pairs"]["read"] / seconds),
         "peak_memory_gb": round(peak[0] / 1e9, 2),
     }
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has started and that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    used = [resource.getrusage(kind) for kind in kinds]
+    return sum(part.ru_utime + part.ru_stime for part in used)
 
 
 def _sample_memory(peak: list[int], done: threading.Event) -> None:

@@ -184,7 +184,8 @@ def merge(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     question with or without some.
 
     Returns:
-      The records and the rejected pairs.
+      The records, whose answers have their place ("file", "line", and "order" of reading); and the
+      rejected pairs.
     """
     merged: dict[str, Record] = {}
     seen: set[str] = set()
@@ -192,11 +193,12 @@ def merge(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     for record in records:
         fresh = []
         for answer in record["answers"]:
+            answer |= {"order": len(seen), "file": record["file"], "line": record["line"]}
             if answer["text"] in seen:
-                rejected.append(_copy(record, "exact_duplicate", answer))
+                rejected.append(_copy("exact_duplicate", answer))
             else:
-                seen.add(answer["text"])
                 fresh.append(answer)
+                seen.add(answer["text"])
         if record["answers"] and not fresh:
             continue
         own = merged.get(record["question"])
@@ -204,9 +206,9 @@ def merge(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
             merged[record["question"]] = record | {"answers": fresh}
             continue
         if not record["answers"]:
-            rejected.append(_copy(record, "exact_duplicate"))
+            rejected.append(_copy("exact_duplicate", record))
         elif not own["answers"]:
-            rejected.append(_copy(own, "exact_duplicate"))
+            rejected.append(_copy("exact_duplicate", own))
         own["answers"] += fresh
         if "topic" not in own:
             own |= {name: record[name] for name in ("topic", "subtopic") if name in record}
@@ -222,24 +224,23 @@ def _near_copies(
       The records that still have what they came with, the rejected pairs, and the group of each
       record: the index of the first record of the group.
     """
-    texts = [answer["text"] for record in records for answer in record["answers"]]
+    answers = [answer for record in records for answer in record["answers"]]
+    answers.sort(key=lambda answer: answer["order"])
+    texts = [answer["text"] for answer in answers]
     questions = [record["question"] for record in records]
     # Side by side: each takes one core.
     futures = [
         submit(duplicates.near_duplicate_groups, part, threshold) for part in (texts, questions)
     ]
     answer_groups, question_groups = (future.result() for future in futures)
-    originals = iter((answer_groups == np.arange(len(texts))).tolist())
+    first = {answers[place]["order"] for place in set(answer_groups.tolist())}
     kept, rejected, groups = [], [], []
     for record, group in zip(records, question_groups.tolist(), strict=True):
-        answers = []
-        for answer in record["answers"]:
-            if next(originals):
-                answers.append(answer)
-            else:
-                rejected.append(_copy(record, "near_duplicate", answer))
-        if answers or not record["answers"]:
-            kept.append(record | {"answers": answers})
+        own = [answer for answer in record["answers"] if answer["order"] in first]
+        copies = [answer for answer in record["answers"] if answer["order"] not in first]
+        rejected += [_copy("near_duplicate", answer) for answer in copies]
+        if own or not record["answers"]:
+            kept.append(record | {"answers": own})
             groups.append(group)
     check_sum("near copies", pair_count(records), kept, rejected)
     return kept, rejected, _first_indices(groups)
@@ -259,20 +260,20 @@ def _split(
     """The records that have a side, their sides, and the rejected pairs of the others."""
     sides = splits.assign_splits(records, groups.tolist(), *fractions)
     rejected = [
-        _copy(record, splits.ACROSS_SPLITS)
+        _copy(splits.ACROSS_SPLITS, record | pair)
         for record, side in zip(records, sides, strict=True)
         if side is None
-        for _ in record["answers"] or [None]
+        for pair in record["answers"] or [{}]
     ]
     kept = [record for record, side in zip(records, sides, strict=True) if side is not None]
     check_sum("splits", pair_count(records), kept, rejected)
     return kept, [side for side in sides if side is not None], rejected
 
 
-def _copy(record: Record, reason: str, answer: Record | None = None) -> Record:
-    if answer is None:
-        return reject(record, "copies", reason, "question", record["question"])
-    return reject(record, "copies", reason, "answer", answer["text"])
+def _copy(reason: str, value: Record) -> Record:
+    """The row of rejected.jsonl for a pair: for an answer, or for a question with its place."""
+    part, text = ("question", "question") if "question" in value else ("answer", "text")
+    return reject(value, "copies", reason, part, value[text])
 
 
 def _nothing_left(sources: Sequence[Source], rejected: Sequence[Record]) -> str:

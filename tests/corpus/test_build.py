@@ -179,6 +179,18 @@ def test_several_sources_make_one_corpus_and_the_first_of_copies_stays(tmp_path)
     assert [source["read"] for source in corpus.stats["sources"]] == [1, 3]
 
 
+def test_of_near_copies_the_first_read_stays(tmp_path):
+    """Also where a later source adds its copy to an earlier question."""
+    first = [dumps.dialogue(LETTERS[0], ANSWERS[1]), dumps.dialogue(LETTERS[3], ANSWERS[0])]
+    second = [dumps.dialogue(LETTERS[0], ANSWERS[8])]  # a near copy of ANSWERS[0]
+    paths = [dumps.write(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((first, second))]
+    corpus = build.assemble([Source(path) for path in paths], ALONE)
+    kept = [answer["text"] for record in corpus.records for answer in record["answers"]]
+    assert kept == [ANSWERS[1], ANSWERS[0]]
+    (row,) = corpus.rejected
+    assert (row["reason"], row["file"], row["line"]) == ("near_duplicate", "1.jsonl", 1)
+
+
 def test_a_question_without_an_answer_stays_where_asked(tmp_path):
     values = [{"question": LETTERS[0]}, {"question": LETTERS[0]}, {"question": LETTERS[3]}]
     values += [dumps.dialogue(LETTERS[3], ANSWERS[0])]
