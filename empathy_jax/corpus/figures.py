@@ -85,7 +85,7 @@ def _bars(title: str, unit: str, counts: Mapping[str, int], colour: str) -> Any:
     drawn = axes.barh([name for name, _ in items], [count for _, count in items], color=colour)
     axes.bar_label(drawn, labels=[f"{count:,}" for _, count in items], padding=3)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.02)
     axes.set(xlabel=unit, title=title)
     return figure
 
