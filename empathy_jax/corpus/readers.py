@@ -52,7 +52,9 @@ def parse(chunk: formats.Chunk) -> Parsed:
         if item.encoding != "utf-8":
             parsed.encodings[item.file] = item.encoding
         parsed.rejects.extend(_accepted(item, accept))
-        parsed.places.extend([(item.file, item.line)] * (len(parsed.questions) - len(parsed.places)))
+        parsed.places.extend(
+            [(item.file, item.line)] * (len(parsed.questions) - len(parsed.places))
+        )
     return parsed
 
 
