@@ -49,7 +49,9 @@ def get_config(size: str = "tiny") -> ConfigDict:
                 "num_heads": 2,
             },
             "data": {
-                "questions": "sample",  # file, folder, or sample (the embedded corpus)
+                # A file, a folder, hub:owner/name, or sample (the embedded corpus); empty: what the
+                # phases corpus and annotate have left in this WORKDIR.
+                "questions": "sample",
                 "chains": "sample",
                 "language": "zh",  # zh | en: the system prompt, and which half of the sample
                 "validation_fraction": 0.1,
@@ -58,6 +60,77 @@ def get_config(size: str = "tiny") -> ConfigDict:
                 "max_completion_tokens": 2048,
                 "overlong": "error",  # error | reject: texts longer than the two fields above
                 "max_rejected": 0.1,  # share of unreadable records above which a run stops
+            },
+            "corpus": {
+                "sources": (),  # files, folders, hub:owner/name or sample: all make one corpus
+                "licences": (),  # of the sources, in their order, for the card
+                "require_answer": True,  # questions without an answer are rejected
+                "clean": {  # the rules of corpus/cleaning.py, each on or off
+                    "mojibake": True,
+                    "markup": True,
+                    "invisible": True,
+                    "whitespace": True,
+                    "script": "keep",  # keep | simplified | traditional
+                    "speaker_label": True,
+                    "platform_mask": True,
+                    "repeated_characters": True,
+                    "solicitation": True,
+                    "boilerplate": True,
+                    # Personal data, replaced by placeholders.
+                    "email": True,
+                    "user_url": True,
+                    "id_card": True,
+                    "bank_card": True,
+                    "phone": True,
+                    "wechat": True,
+                    "qq": True,
+                    "full_name": True,
+                    # Reasons to reject a text.
+                    "broken_encoding": True,
+                    "advertising": True,
+                    "too_short": True,
+                    "too_long": True,
+                    "symbol_soup": True,
+                    "language": "zh",  # zh | en | any
+                    "repetition": True,
+                    "copied_question": True,
+                    "min_question_characters": 6,
+                    "min_answer_characters": 100,
+                    "max_question_characters": 10_000,
+                    "max_answer_characters": 10_000,
+                },
+                "near_duplicates": True,  # near copies of answers go, of questions stay together
+                "near_duplicate_threshold": 0.8,  # Jaccard similarity of character n-grams, in (0, 1]
+                "topics": "",  # YAML file of the taxonomy; empty: ours
+                "topic_mapping": "",  # YAML file from the sources' labels to topics
+                "topic_encoder": "",  # directory or hub id of a sentence encoder; empty: labels only
+                "topic_pooling": "cls",  # mean | cls | last, as the encoder was trained
+                "topic_max_tokens": 256,  # of a question, for its topic
+                "topic_threshold": 0.5,  # cosine below which a question stays unassigned
+                "workers": 0,  # processes; 0: one per core
+            },
+            "annotate": {
+                "base_url": "",  # of the teacher, up to and without /chat/completions
+                "model": "",  # as the endpoint names it
+                "api_key_env": "OPENAI_API_KEY",  # variable with the key; empty: none is wanted
+                "timeout": 300.0,  # seconds for one request
+                "max_completion_tokens": 4096,  # of one reply, reasoning included
+                "token_limit_field": "max_tokens",  # or max_completion_tokens
+                "extra_body": "{}",  # JSON of further fields, such as {"temperature": 0.7}
+                "prompt_price": -1.0,  # money for a million tokens; 0: free; must be given
+                "completion_price": -1.0,
+                "max_tokens": 10_000_000,  # the budget of the folder, earlier runs included
+                "max_money": 1.0,
+                "questions": 0,  # only the first so many; 0: all
+                "concurrency": 8,  # requests in flight
+                "retries": 5,  # of a request that failed for a passing reason
+                "backoff": 1.0,  # seconds before the first of them, then doubled
+                "max_failures": 10,  # questions in a row without any reply before it stops
+                "min_layer_characters": 10,  # of each of L1..L4
+                "max_layer_characters": 1500,
+                "min_answer_characters": 100,
+                "max_answer_characters": 4000,
+                "max_echo": 0.5,  # share of the answer's 4-grams that stand in the question
             },
             "optimizer": {
                 "learning_rate": 1e-5,

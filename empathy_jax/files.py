@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def dumps(record: Any, **options: Any) -> str:
@@ -19,18 +20,26 @@ def dumps(record: Any, **options: Any) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False, **options)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or leave what was there (temporary sibling, flush, rename)."""
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write: it takes `path`'s place at the end, or is gone after an error."""
     temporary = path.with_name(path.name + ".partial")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise explain(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or leave what was there (temporary sibling, flush, rename)."""
+    with whole(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,9 +47,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, dumps(value, indent=2) + "\n")
 
 
-def write_jsonl(path: Path, records: list[dict]) -> None:
-    """Write a whole JSONL file at once."""
-    write_text(path, "".join(dumps(record) + "\n" for record in records))
+def write_jsonl(path: Path, records: Iterable[dict]) -> None:
+    """Write a whole JSONL file at once, holding one line at a time."""
+    with whole(path) as file:
+        for record in records:
+            file.write((dumps(record) + "\n").encode("utf-8"))
 
 
 def append_jsonl(path: Path, records: list[dict]) -> None:

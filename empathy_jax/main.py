@@ -16,7 +16,7 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/, with a size after a colon.")
 flags.DEFINE_string("workdir", "", "Folder of the run; each phase writes to its own folder in it.")
 
-PHASES = ("sft", "reward_model", "rl", "evaluate", "export")
+PHASES = ("corpus", "annotate", "sft", "reward_model", "rl", "evaluate", "export")
 
 
 def main(argv: list[str]) -> None:
@@ -77,7 +77,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
 def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
     """The values of one of several phases: the shared ones, then those of `per_phase.<phase>`.
 
-    A later phase takes the model that an earlier phase of the same chain has made.
+    A later phase takes the records and the model that an earlier phase of the same chain has made:
+    its field is empty then.
     """
     phases = tuple(config.phases)
     own = config.copy_and_resolve_references()
@@ -87,6 +88,10 @@ def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
     own.update(changes)
     if phase in phases:
         earlier = phases[: phases.index(phase)]
+        if "corpus" in earlier:
+            own.data.questions = ""
+        if "annotate" in earlier:
+            own.data.chains = ""
         if "sft" in earlier or "rl" in earlier:
             own.model.init, own.model.tokenizer = "", ""
         if "reward_model" in earlier:
@@ -96,7 +101,11 @@ def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
 
 def run_phase(config: ConfigDict, workdir: Path) -> dict:
     """Run one phase; what it needs is imported only here."""
-    if config.phase == "sft":
+    if config.phase == "corpus":
+        from empathy_jax.training import corpus as phase
+    elif config.phase == "annotate":
+        from empathy_jax.training import annotate as phase
+    elif config.phase == "sft":
         from empathy_jax.training import sft as phase
     elif config.phase == "reward_model":
         from empathy_jax.training import reward_model as phase

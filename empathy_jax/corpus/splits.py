@@ -1,15 +1,38 @@
 """Train, validation and test by a hash of the content.
 
-The side of a record depends on its text and the fractions alone: it stays when other records are
-added or removed.
+The side of a question depends on its text and the fractions alone, so it stays when others are
+added or removed. Near duplicates may hash to different sides; no rule can then keep every question
+and never move one: let x and y be near duplicates that alone stand on different sides. When both
+are there, one has to move or to go. Here it goes, and the held-out side wins (`assign_splits`):
+
+- no question ever stands on two sides, in whatever corpora it appears;
+- of a group of near duplicates, all that stay are on one side;
+- when data is added, a test question stays; a validation question can go only because its group
+  gained a test question; a training question, because its group gained a held-out one (a new text
+  may bridge two old groups); what is gone does not come back.
+
+Every topic has the same expected share on each side. Its exact share varies as the hash does, by
+√(n f (1 - f)) questions for a fraction f of n: quotas that hold exactly would have to move old
+questions as the topic grows. `topic_counts` shows what came out.
 """
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SPLITS = ("train", "validation", "test")
+
+ACROSS_SPLITS = "near_duplicate_across_splits"  # the reason why `assign_splits` leaves one out
+
+GUARANTEE = (
+    "The side of a question is a hash of its text: it never moves to another side when data is"
+    " added. Near-duplicate questions never stand on two sides: where their hashes disagree, those"
+    " on the held-out side (test before validation before train) stay and the others are left out."
+    " So adding data never takes a question out of test, and takes one out of train or validation"
+    " only when its group of near duplicates gains a question that is held out more strictly."
+)
 
 
 def split_of(text: str, validation_fraction: float, test_fraction: float) -> str:
@@ -34,6 +57,46 @@ def split_of(text: str, validation_fraction: float, test_fraction: float) -> str
     if share < test_fraction:
         return "test"
     return "validation" if share < total else "train"
+
+
+def assign_splits(
+    records: Sequence[Mapping[str, Any]],
+    groups: Sequence[int],
+    validation_fraction: float,
+    test_fraction: float,
+) -> list[str | None]:
+    """The split of each question, or None where it is left out (`ACROSS_SPLITS`).
+
+    A question's side is `split_of` its text. A group keeps its members on the side that is held out
+    most strictly (test, validation, train); its members on other sides are left out.
+
+    Args:
+      records: question records.
+      groups: for each record the label of its group of near duplicates.
+      validation_fraction, test_fraction: as in `split_of`.
+
+    Raises:
+      ValueError: for fractions below 0, or that leave nothing to train on.
+    """
+    sides = [split_of(record["question"], validation_fraction, test_fraction) for record in records]
+    rank = {name: place for place, name in enumerate(SPLITS)}
+    strictest: dict[int, str] = {}
+    for group, side in zip(groups, sides, strict=True):
+        strictest[group] = max(strictest.get(group, side), side, key=rank.__getitem__)
+    return [
+        side if side == strictest[group] else None
+        for group, side in zip(groups, sides, strict=True)
+    ]
+
+
+def topic_counts(
+    topics: Iterable[str | None], sides: Iterable[str | None]
+) -> dict[str | None, dict[str, int]]:
+    """Questions of each topic by split, in the order of first sight; those left out do not count."""
+    counts: dict[str | None, Counter] = {}
+    for topic, side in zip(topics, sides, strict=True):
+        counts.setdefault(topic, Counter(dict.fromkeys(SPLITS, 0))).update(filter(None, [side]))
+    return {topic: dict(found) for topic, found in counts.items()}
 
 
 def split_key(text: str) -> str:

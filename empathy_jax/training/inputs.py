@@ -13,26 +13,68 @@ Records = dict[str, list[dict]]
 
 
 def read_chains(config: ConfigDict, folder: Path) -> Records:
-    """Chain records of `config.data.chains` by split; what could not be read goes to rejected.jsonl."""
+    """Chain records of `config.data.chains` by split; what could not be read goes to rejected.jsonl.
+
+    Empty: those that the phase `annotate` has left in the same WORKDIR.
+    """
     data = config.data
-    return _split(
-        *readers.read_chains(data.chains, data.language, data.max_rejected), config, folder
-    )
+    path = data.chains or _left(folder.parent / "annotate" / "chains.jsonl", "chains", "annotate")
+    records, rejects = readers.read_chains(path, data.language, data.max_rejected)
+    _keep(rejects, folder)
+    return splits.split(records, data.validation_fraction, data.test_fraction)
 
 
 def read_questions(config: ConfigDict, folder: Path) -> Records:
-    """Question records of `config.data.questions` by split, as `read_chains`."""
+    """Question records of `config.data.questions` by split, as `read_chains`.
+
+    The folder of splits that the phase `corpus` writes, or a file in it, is taken as it was split.
+    Empty: the one that this phase has left in the same WORKDIR.
+    """
     data = config.data
-    return _split(
-        *readers.read_questions(data.questions, data.language, data.max_rejected), config, folder
+    path = data.questions or _left(folder.parent / "corpus" / "splits", "questions", "corpus")
+    files_ = _split_files(Path(path))
+    if files_ is None:
+        records, rejects = readers.read_questions(path, data.language, data.max_rejected)
+        _keep(rejects, folder)
+        return splits.split(records, data.validation_fraction, data.test_fraction)
+    sides: Records = {}
+    rejects = []
+    for name, file in files_.items():
+        if name == "test" and not file.stat().st_size:  # a corpus may do without a test split
+            sides[name] = []
+            continue
+        sides[name], bad = readers.read_questions(file, data.language, data.max_rejected)
+        rejects += bad
+    _keep(rejects, folder)
+    return sides
+
+
+def _split_files(path: Path) -> dict[str, Path] | None:
+    """The file of each split, where `path` is a folder of splits or a file in one."""
+    folder = path if path.is_dir() else path.parent
+    found = {name: folder / f"{name}.jsonl" for name in splits.SPLITS}
+    named = path.is_dir() or path in found.values()
+    return found if named and all(file.is_file() for file in found.values()) else None
+
+
+def _left(path: Path, field: str, phase: str) -> Path:
+    """What an earlier phase has left in this WORKDIR.
+
+    Raises:
+      ValueError: when it has not.
+    """
+    if path.exists():
+        return path
+    raise ValueError(
+        f"config.data.{field} is empty and there is no {path}; run the phase {phase} first with the "
+        f'same --workdir, or set config.data.{field} to a file, a folder or "sample"'
     )
 
 
-def _split(records: list[dict], rejects: list[dict], config: ConfigDict, folder: Path) -> Records:
+def _keep(rejects: list[dict], folder: Path) -> None:
     files.write_jsonl(folder / "rejected.jsonl", rejects)
     if rejects:
         print(f"{len(rejects)} unreadable records are listed in {folder / 'rejected.jsonl'}")
-    return splits.split(records, config.data.validation_fraction, config.data.test_fraction)
 
 
 def build_examples(

@@ -19,18 +19,35 @@ from ml_collections import ConfigDict
 
 from empathy_jax import files
 
-# Fields that may change between a run and its resumption: they do not change what is computed.
-FREE_FIELDS = ("log", "checkpoint")
+# Fields that may change between a run and its resumption: they do not change what is computed, or
+# say how much of it.
+FREE_FIELDS = (
+    "log",
+    "checkpoint",
+    "corpus.workers",
+    *(
+        f"annotate.{name}"
+        for name in ("questions", "max_tokens", "max_money", "concurrency", "retries", "backoff")
+    ),
+    *(f"annotate.{name}" for name in ("max_failures", "timeout", "api_key_env")),
+)
 # Sections that a phase does not read: another value of theirs makes no different run.
+_MODEL_FIELDS = ("model", "reward_model", "mesh", "sampling")
+_TRAINING_FIELDS = ("steps", "batch_size", "optimizer")
+_RECORD_FIELDS = ("corpus", "annotate")
 OTHERS_FIELDS = {
-    "sft": ("reward_model", "rl", "evaluate", "export"),
-    "reward_model": ("model", "sampling", "sft", "rl", "evaluate", "export"),
-    "rl": ("sft", "evaluate", "export"),
-    "evaluate": ("sft", "rl", "export"),
-    "export": ("sampling", "sft", "rl", "evaluate"),
-}
+    "corpus": (
+        *_MODEL_FIELDS, *_TRAINING_FIELDS, "annotate", "sft", "rl", "evaluate", "export", "seed",
+    ),
+    "annotate": (*_MODEL_FIELDS, *_TRAINING_FIELDS, "corpus", "sft", "rl", "evaluate", "export"),
+    "sft": (*_RECORD_FIELDS, "reward_model", "rl", "evaluate", "export"),
+    "reward_model": (*_RECORD_FIELDS, "model", "sampling", "sft", "rl", "evaluate", "export"),
+    "rl": (*_RECORD_FIELDS, "sft", "evaluate", "export"),
+    "evaluate": (*_RECORD_FIELDS, "sft", "rl", "export"),
+    "export": (*_RECORD_FIELDS, "sampling", "sft", "rl", "evaluate"),
+}  # fmt: skip
 # Files that only a run which has read its inputs leaves behind.
-BEGUN = ("metrics.jsonl", "generations.jsonl", "summary.json")
+BEGUN = ("metrics.jsonl", "generations.jsonl", "chains.jsonl", "summary.json")
 # Fields that count something and must be 1 or more.
 COUNTS = (
     "steps",
@@ -49,6 +66,7 @@ COUNTS = (
     "evaluate.samples",
     "data.max_prompt_tokens",
     "data.max_completion_tokens",
+    "corpus.topic_max_tokens",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy")
 
@@ -66,13 +84,13 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     folder = workdir / phase
     resolved = json.loads(config.to_json_best_effort())
     written = folder / "config.json"
-    begun = any((folder / name).exists() for name in BEGUN)
+    begun = any(_has_content(folder / name) for name in BEGUN)
     if begun and written.exists():
         before = json.loads(written.read_text(encoding="utf-8"))
         differing = [
             f"config.{name} was {old!r} and is now {new!r}"
             for name, old, new in _differences(before, resolved)
-            if name.split(".")[0] not in (*FREE_FIELDS, *OTHERS_FIELDS.get(phase, ()))
+            if not _is_within(name, (*FREE_FIELDS, *OTHERS_FIELDS.get(phase, ())))
         ]
         if differing:
             raise ValueError(
@@ -185,6 +203,15 @@ def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str,
             )
     elif before != after:
         yield name, before, after
+
+
+def _is_within(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether a field is one of `fields` or lies in a section among them."""
+    return any(name == field or name.startswith(field + ".") for field in fields)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _commit() -> str | None:

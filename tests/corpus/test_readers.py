@@ -2,11 +2,12 @@
 
 import json
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from empathy_jax.corpus import readers, records
+from empathy_jax.corpus import formats, readers, records
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LAYERS = {"L1": "累", "L2": "怕", "L3": "求懂", "L4": "接住"}
@@ -70,7 +71,7 @@ def test_identical_questions_gather_their_answers(tmp_path):
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     (folder / "sub").mkdir()
     _write(folder / "sub" / "more.jsonl", {"question": "另"}, {"question": "问", "topic": "家"})
-    (folder / "notes.txt").write_text("not data", encoding="utf-8")
+    (folder / "notes.md").write_text("not data", encoding="utf-8")
     found, rejects = readers.read_questions(folder)
     assert rejects == []
     assert [record["source"] for record in found] == ["10.json", "sub/more.jsonl"]
@@ -189,13 +190,158 @@ def test_too_many_rejects_stop_the_run(tmp_path):
 def test_nothing_to_read_names_the_field(tmp_path, read, field):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
-    (tmp_path / "data.csv").write_text("a,b\n", encoding="utf-8")
+    (tmp_path / "data.doc").write_text("a,b\n", encoding="utf-8")
     _write(tmp_path / "bad.jsonl", "x")
-    for name in ("missing.jsonl", "empty", "empty.jsonl", "data.csv"):
+    for name in ("missing.jsonl", "empty", "empty.jsonl", "data.doc"):
         with pytest.raises(ValueError, match=f"{name}.*{field}"):
             read(tmp_path / name)
     with pytest.raises(ValueError, match=f"no usable record.*{field}"):
         read(tmp_path / "bad.jsonl", max_rejected=1.0)
+
+
+FORMS = [
+    ({"prompt": "问", "completion": "答"}, "问", ["答"]),
+    ({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "问"}],
+      "completion": [{"role": "assistant", "content": "答"}]}, "问", ["答"]),
+    ({"prompt": [{"role": "user", "content": "问"}], "completion": "答"}, "问", ["答"]),
+    ({"Context": "问", "Response": "答"}, "问", ["答"]),
+    ({"context": "[supporter]在[seeker]问[supporter]嗯[seeker]对", "response": "[supporter]答"},
+     "问", ["在\n嗯\n答"]),
+    ({"context": "[求助]问", "response": "答"}, "[求助]问", ["答"]),
+    ({"instruction": "任务", "input": "问", "output": "答"}, "任务\n问", ["答"]),
+    ({"instruction": "问", "input": "", "output": "答"}, "问", ["答"]),
+    ({"title": "标题", "text": "正文", "answer": "答"}, "标题\n正文", ["答"]),
+    ({"title": "正文太…", "content": "正文太长了", "answer": "答"}, "正文太长了", ["答"]),
+    ({"questionTitle": "标题", "questionText": " ", "answerText": "答"}, "标题", ["答"]),
+    ({"question": "问", "description": "详情", "text": "别的"}, "问\n详情", []),
+    ({"标题": "标题", "问题内容": "正文", "回答内容": "答"}, "标题\n正文", ["答"]),
+    ({"title": "标题", "selftext": "正文", "comments": [{"body": "一"}, {"body": "二"}]},
+     "标题\n正文", ["一", "二"]),
+    ({"question": "问", "answers": [{"answer_text": "一"}, "一"]}, "问", ["一", "一"]),
+    ({"question": "问", "answer": None, "messages": None}, "问", []),
+    ({"dialog": [{"speaker": "seeker", "content": "问"}, {"speaker": "supporter", "text": "答"}]},
+     "问", ["答"]),
+    ({"conversation": [{"system": "s", "input": "问", "output": "答"}, {"input": "", "output": "呢"}]},
+     "问", ["答\n呢"]),
+    ([{"role": "来访者", "content": "问"}, {"role": "咨询师", "content": "答"}], "问", ["答"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "question", "answers"), FORMS)
+def test_every_form_has_its_question_and_answers(tmp_path, value, question, answers):
+    (chunk,) = formats.chunks(_write(tmp_path / "q.jsonl", value), "f")
+    (record,), rejects, encodings = readers.pairs(chunk)
+    assert (rejects, encodings) == ([], {})
+    assert record["question"] == question
+    assert [answer["text"] for answer in record["answers"]] == answers
+
+
+def test_names_of_topics_scores_and_authors(tmp_path):
+    row = {"question": "问", "answer": "答", "subject_name": "家庭", "二级主题": "母亲",
+           "upvotes": "7", "therapistInfo": "A"}  # fmt: skip
+    tagged = {"question": "二", "tags": ["a", "b"], "answers": [{"text": "x", "like_count": 4}]}
+    (chunk,) = formats.chunks(_write(tmp_path / "q.jsonl", row, tagged), "f")
+    first, second = readers.parse(chunk).questions
+    assert (first["topic"], first["subtopic"]) == ("家庭", "母亲")
+    assert (first["answers"][0]["score"], first["answers"][0]["author"]) == (7, "A")
+    assert second["topic"] == "a, b"
+    assert second["answers"][0]["score"] == 4
+
+
+def test_pairs_count_equal_answers_and_each_bad_one(tmp_path):
+    value = {
+        "question": "问",
+        "answers": ["一", " ", "一", {"text": 3}, {"text": "二", "ups": "x"}],
+    }
+    (chunk,) = formats.chunks(_write(tmp_path / "q.jsonl", value, {"question": "只问"}), "f")
+    parsed = readers.parse(chunk)
+    assert [len(record["answers"]) for record in parsed.questions] == [2, 0]
+    assert [reject["reason"] for reject in parsed.rejects] == [
+        "answer is blank", "answer must be text, got int", "score must be a finite number, got 'x'",
+    ]  # fmt: skip
+    found, _ = readers.read_questions(tmp_path / "q.jsonl", max_rejected=0.5)
+    assert [len(record["answers"]) for record in found] == [1, 0]
+    with pytest.raises(ValueError, match="3 of 6 records"):
+        readers.read_questions(tmp_path / "q.jsonl", max_rejected=0.49)
+
+
+def test_odd_dialogues_are_noted(tmp_path):
+    twice = _dialogue(("client", "a"), ("client", "b"), ("counselor", "c"))
+    blank = _dialogue(("client", "d"), ("counselor", " "), ("client", "e"), ("counselor", "f"))
+    plain = _dialogue(("client", "g"), ("system", ""), ("counselor", "h"))
+    (chunk,) = formats.chunks(_write(tmp_path / "q.jsonl", twice, blank, plain[::2]), "f")
+    assert readers.parse(chunk).notes == {"same_role_twice": 1, "blank_message": 1}
+
+
+TALK = "来访者：我最近总是失眠。\n真的很累\n咨询师1：愿意多说说吗？"
+TEXTS = [
+    (TALK, [("我最近总是失眠。\n真的很累", "愿意多说说吗？")]),
+    ("Client: a\n\nTherapist: b\n\nClient: c\n\nTherapist: d\n", [("a", "b\nd")]),
+    ("Client: a\nTherapist: b\n\nmore\n\nClient: c\nTherapist: d", [("a", "b\n\nmore"), ("c", "d")]),
+    ("\n\n问：a\r\n\r\n答: b\r\n---\r\n【求助者】c\r\n[SUPPORTER] d\r\n=====\r\n",
+     [("a", "b"), ("c", "d")]),
+    ("题主：他说：走吧\n答主：原因：累\n建议：睡", [("他说：走吧", "原因：累\n建议：睡")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS)
+def test_text_with_speaker_labels(tmp_path, text, expected):
+    path = tmp_path / "talk.txt"
+    path.write_bytes(text.encode("utf-8"))
+    found, rejects = readers.read_questions(path)
+    assert rejects == []
+    assert [(r["question"], r["answers"][0]["text"]) for r in found] == expected
+
+
+def test_a_bad_dialogue_in_a_text_names_its_line(tmp_path):
+    path = tmp_path / "talk.txt"
+    path.write_text(
+        f"{TALK}\n----\n来访者：a\n旁白：b\n咨询师：c\n----\n随便写写\n", encoding="utf-8"
+    )
+    found, rejects = readers.read_questions(path, max_rejected=0.9)
+    assert len(found) == 1
+    assert [(r["line"], r["reason"].split(" ")[0]) for r in rejects] == [(5, "unknown"), (9, "no")]
+
+
+def _parse_all(path):
+    parsed = [readers.parse(chunk) for chunk in formats.chunks(path, "f")]
+    questions = [record for part in parsed for record in part.questions]
+    return questions, [reject for part in parsed for reject in part.rejects], parsed
+
+
+def test_smilechat_is_what_its_source_says():
+    questions, rejects, parsed = _parse_all(_needs(DATA / "smilechat") / "data")
+    assert len(questions) + len(rejects) == 2534  # files
+    # 2,099 distinct first messages: 47 stand in rejects alone.
+    assert len({record["id"] for record in questions}) == 2099 - 47
+    reasons = Counter(reject["reason"] for reject in rejects)
+    # The 7 are 4 of the "two_message" files, 2 "same_role_twice", 1 "speaker_label_inside_text".
+    assert reasons == {"one message only": 41, "no answer of a counsellor": 7}
+    # Of 25, 2 are rejects above; 13 more are listed under other reasons.
+    assert sum((part.notes for part in parsed), Counter()) == {
+        "same_role_twice": 36, "blank_message": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "rejected", "distinct"),
+    [
+        ("counsel_chat/20200325_counsel_chat.csv", 2129, {}, 824),
+        ("counsel_chat/counselchat-data.csv", 1480, {"question is blank": 2}, 779),
+        ("cpsyexam/cpsyexam_qa.zip", 3404, {"answer is blank": 39, "question is blank": 1}, None),
+        ("dialogue_safety/test.json", 800, {}, None),
+    ],
+)
+def test_other_real_dumps_are_read_whole(name, kept, rejected, distinct):
+    folder, _, file = name.partition("/")
+    questions, rejects, _ = _parse_all(_needs(DATA / folder) / file)
+    assert len(questions) == kept
+    assert Counter(reject["reason"] for reject in rejects) == rejected
+    assert all(len(record["answers"]) == 1 for record in questions)
+    if distinct is not None:
+        assert len({record["id"] for record in questions}) == distinct
+        assert all({"score", "author"} <= r["answers"][0].keys() for r in questions)
+    assert not any(r["question"].startswith("[seeker]") for r in questions)
 
 
 def test_real_dialogues_are_grouped_and_the_rest_is_named():

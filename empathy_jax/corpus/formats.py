@@ -1,0 +1,358 @@
+"""From bytes to values: every format that dumps come in, in pieces that one worker parses.
+
+    .jsonl .ndjson   one JSON value a line
+    .json            one JSON value, or several behind each other
+    .csv .tsv        a header, then one row per answer; the delimiter is found in the header
+    .xlsx            sheets like that
+    .parquet .arrow  tables like that; what `datasets` stores
+    .txt             dialogues with a speaker label at each turn (see speakers.py)
+
+each also with .gz, .xz or .bz2 behind, or in a .zip, in any encoding that can be detected. A path
+is a file, a folder of such files (read in the sorted order of their names, subfolders too), or
+"hub:owner/name" for a dataset of the Hugging Face hub.
+
+A new format is a function from its text or bytes to (line, raw text, value), and a line in `_TEXTS`
+or `_BINARIES`.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from empathy_jax.corpus import archives, charsets, hub, speakers, tables
+from empathy_jax.corpus.records import BadRecord
+
+Value = tuple[int | None, str, Any]
+
+_CHUNK_BYTES = 2**20
+_CHUNK_FILES = 500
+_MAX_LINE_BYTES = 64 * 2**20
+_MAX_BEGINNING = 200
+_GAP = re.compile(r"[ \t\r\n,]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, or whole lines of one.
+
+    Attributes:
+      file: its name in reports.
+      suffix: which format.
+      content: the bytes, unpacked; or where to read them; or why there are none.
+      line: number of the first line.
+      encoding: None where it is still to be detected.
+    """
+
+    file: str
+    suffix: str
+    content: bytes | Path | BadRecord
+    line: int = 1
+    encoding: str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one worker parses: about a megabyte of lines and small files, or one large file."""
+
+    source: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A value with its place; `value` is a BadRecord where nothing could be read.
+
+    `line` is None, and `raw` may be empty, where the value is no line of its file.
+    """
+
+    file: str
+    line: int | None
+    raw: str
+    value: Any
+    encoding: str = "utf-8"
+
+
+def chunks(path: str | Path, field: str) -> Iterator[Chunk]:
+    """The chunks of a file, a folder or a hub dataset, in order.
+
+    Args:
+      path: see the module.
+      field: the config field to name in errors.
+
+    Raises:
+      ValueError: when there is nothing to read.
+    """
+    if (name := hub.dataset_name(path)) is not None:
+        parts = (Part(file, ".arrow", data) for file, data in hub.row_groups(name, field))
+        return _grouped(str(path), parts)
+    path = Path(path)
+    files = _files(path, field)
+    parts = itertools.chain.from_iterable(_file_parts(file, name) for file, name in files)
+    return _grouped(path.name, parts)
+
+
+def items(chunk: Chunk) -> Iterator[Item]:
+    """The values of a chunk, and a BadRecord for everything in it that cannot be read."""
+    for part in chunk.parts:
+        content, damage = part.content, None
+        if isinstance(content, Path):
+            try:
+                with archives.opened(content, content.name) as stream:
+                    content, damage = archives.read_whole(stream)
+            except BadRecord as error:
+                content = error
+        if isinstance(content, BadRecord):
+            damage = content
+        elif content or damage is None:
+            yield from _part_items(part, content)
+        if damage is not None:
+            yield Item(part.file, part.line if part.line > 1 else None, "", damage)
+
+
+def _part_items(part: Part, data: bytes) -> Iterator[Item]:
+    if part.suffix in _BINARIES:
+        encoding, values = "utf-8", _BINARIES[part.suffix](data)
+    else:
+        encoding = part.encoding or charsets.detect(data)
+        if encoding is None:
+            yield Item(part.file, None, repr(data[:40]), BadRecord("in no known encoding"))
+            return
+        try:
+            text = charsets.decode(data, encoding)
+        except UnicodeDecodeError as error:
+            reason = f"not {encoding.upper()}: {error.reason} at byte {error.start}"
+            yield Item(part.file, None, repr(data[:40]), BadRecord(reason), encoding)
+            return
+        values = _marked(_TEXTS[part.suffix](text), text, encoding)
+    for line, raw, value in values:
+        place = None if line is None else line + part.line - 1
+        yield Item(part.file, place, raw, value, encoding)
+
+
+def _marked(values: Iterable[Value], text: str, encoding: str) -> Iterable[Value]:
+    """The same values, those whose raw text does not fit the encoding as BadRecords."""
+    if not charsets.is_broken(text):
+        return values
+    reason = f"not {encoding.removesuffix('-sig').upper()}"
+    return (
+        (line, raw, BadRecord(reason) if charsets.is_broken(raw) else value)
+        for line, raw, value in values
+    )
+
+
+def _json_lines(text: str) -> Iterator[Value]:
+    # Only \n ends a line: str.splitlines would cut texts at U+2028 and the like.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line and not line.isspace():
+            yield number, line, _json(line)
+
+
+def _json_file(text: str) -> Iterator[Value]:
+    """The value of the text; or its lines; or the good values of a broken list or sequence."""
+    value = _json(text)
+    first, _, rest = text.strip().partition("\n")
+    if not isinstance(value, BadRecord) or not first:
+        yield None, text, value
+    elif rest and isinstance(_json(first), dict):
+        yield from _json_lines(text)
+    else:
+        yield from _json_sequence(text)
+
+
+def _json_sequence(text: str) -> Iterator[Value]:
+    """JSON values behind each other or in a list; after a broken one, those that begin alike."""
+    decoder = json.JSONDecoder()
+    at = _GAP.match(text).end()
+    in_list = text.startswith("[", at)
+    at = _GAP.match(text, at + in_list).end()
+    beginning = text[at : text.find(":", at, at + _MAX_BEGINNING) + 1]  # like '{"question":'
+    while at < len(text) and not (in_list and text.startswith("]", at)):
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            value = _json_problem(error)
+            end = text.find(beginning, at + 1) if beginning else -1
+        line = text.count("\n", 0, at) + 1 if isinstance(value, BadRecord) else None
+        yield line, text[at:] if end < 0 else text[at:end], value
+        if end < 0:
+            return
+        at = _GAP.match(text, end).end()
+    if in_list and at == len(text):
+        yield None, "", BadRecord("not JSON: the list has no end")
+    elif in_list and _GAP.match(text, at + 1).end() < len(text):
+        yield None, text[at + 1 :], BadRecord("not JSON: more behind the end of the list")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return _json_problem(error)
+
+
+def _json_problem(error: Exception) -> BadRecord:
+    if isinstance(error, json.JSONDecodeError):
+        return BadRecord(f"not JSON: {error.msg} at character {error.pos}")
+    return BadRecord(f"not JSON: {type(error).__name__}")
+
+
+_TEXTS: dict[str, Callable[[str], Iterable[Value]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_file,
+    ".csv": tables.csv_rows,
+    ".tsv": tables.csv_rows,
+    ".txt": speakers.text_dialogues,
+}
+_BINARIES: dict[str, Callable[[bytes], Iterable[Value]]] = {
+    ".xlsx": tables.xlsx_rows,
+    ".parquet": tables.parquet_rows,
+    ".arrow": tables.arrow_rows,
+}
+_LINES = (".jsonl", ".ndjson")  # can be cut at any line end
+
+
+def _suffix(name: str) -> str | None:
+    """The ending that says what is in a file, without that of its compression; None if unknown."""
+    name = name.lower()
+    suffix = PurePosixPath(name.removesuffix(archives.opener_suffix(name))).suffix
+    if suffix in _TEXTS or suffix in _BINARIES:
+        return suffix
+    return ".zip" if name.endswith(".zip") else None
+
+
+def _files(path: Path, field: str) -> list[tuple[Path, str]]:
+    """The files to read with their names, sorted by name; names are relative to a folder."""
+    suffixes = ", ".join((*_TEXTS, *_BINARIES, ".zip"))
+    if path.is_dir():
+        files = [(file.relative_to(path).as_posix(), file) for file in path.rglob("*")]
+        kept = sorted(
+            (name, file)
+            for name, file in files
+            if _suffix(file.name) and not file.name.startswith(".") and file.is_file()
+        )
+        if not kept:
+            raise ValueError(
+                f"The folder {str(path)!r} holds no file that ends in {suffixes}; change {field}."
+            )
+        return [(file, name) for name, file in kept]
+    if not path.is_file():
+        raise ValueError(
+            f'There is no file or folder {str(path)!r}; set {field} to one, or to "sample".'
+        )
+    if not _suffix(path.name):
+        raise ValueError(
+            f"{str(path)!r} must end in {suffixes}, got {path.suffix!r}; change {field}."
+        )
+    return [(path, path.name)]
+
+
+def _file_parts(path: Path, name: str) -> Iterator[Part]:
+    suffix = _suffix(path.name)
+    try:
+        if suffix == ".zip":
+            yield from _zip_parts(path, name)
+        elif suffix in _LINES:
+            with archives.opened(path, path.name) as stream:
+                yield from _line_parts(stream, name, suffix)
+        else:
+            yield Part(name, suffix, path)
+    except BadRecord as error:
+        yield Part(name, suffix, error)
+
+
+def _zip_parts(path: Path, name: str) -> Iterator[Part]:
+    """The parts of the members that are in a known format; none is a reject."""
+    found = False
+    for member, stream in archives.members(path):
+        suffix = _suffix(member)
+        if suffix in (None, ".zip"):
+            continue
+        found = True
+        file = f"{name}/{member}"
+        try:
+            if isinstance(stream, BadRecord):
+                raise stream
+            with archives.opened(stream, member) as unpacked:
+                yield from _member_parts(unpacked, file, suffix)
+        except BadRecord as error:
+            yield Part(file, suffix, error)
+    if not found:
+        raise BadRecord("the zip holds no file in a known format")
+
+
+def _member_parts(stream: BinaryIO, file: str, suffix: str) -> Iterator[Part]:
+    if suffix in _LINES:
+        yield from _line_parts(stream, file, suffix)
+        return
+    data, damage = archives.read_whole(stream)
+    yield Part(file, suffix, data)
+    if damage is not None:
+        yield Part(file, suffix, damage)
+
+
+def _line_parts(stream: BinaryIO, file: str, suffix: str) -> Iterator[Part]:
+    """About a megabyte of whole lines each; UTF-16 and UTF-32 in one."""
+    line, encoding = 1, None
+    for data in _whole_lines(stream):
+        if isinstance(data, BadRecord):
+            yield Part(file, suffix, data, line)
+            continue
+        if encoding is None:
+            encoding = charsets.detect(data)
+            if encoding is not None and charsets.is_wide(encoding):
+                rest, damage = archives.read_whole(stream)
+                yield Part(file, suffix, data + rest, 1, encoding)
+                if damage is not None:
+                    yield Part(file, suffix, damage)
+                return
+        yield Part(file, suffix, data, line, encoding)
+        line += data.count(b"\n")
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes | BadRecord]:
+    held: list[bytes] = []
+    size = 0
+    damage = None
+    for block in archives.blocks(stream):
+        if isinstance(block, BadRecord):
+            damage = block
+            break
+        cut = block.rfind(b"\n") + 1
+        if cut and size + cut >= _CHUNK_BYTES:
+            yield b"".join([*held, block[:cut]])
+            held, size = [block[cut:]], len(block) - cut
+        else:
+            held.append(block)
+            size += len(block)
+        if size > _MAX_LINE_BYTES:
+            damage = BadRecord(f"line of more than {_MAX_LINE_BYTES} bytes, the rest is not read")
+            break
+    if size:
+        yield b"".join(held)
+    if damage is not None:
+        yield damage
+
+
+def _grouped(source: str, parts: Iterable[Part]) -> Iterator[Chunk]:
+    """Parts side by side until they weigh a megabyte."""
+    group: list[Part] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += _weight(part.content)
+        if size >= _CHUNK_BYTES or len(group) == _CHUNK_FILES:
+            yield Chunk(source, tuple(group))
+            group, size = [], 0
+    if group:
+        yield Chunk(source, tuple(group))
+
+
+def _weight(content: bytes | Path | BadRecord) -> int:
+    if isinstance(content, Path):
+        return content.stat().st_size
+    return 0 if isinstance(content, BadRecord) else len(content)
