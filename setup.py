@@ -15,21 +15,29 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["empathy_jax", "empathy_jax.*"]),
-    package_data={"empathy_jax.corpus": ["sample/*.jsonl"]},
+    package_data={"empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "charset-normalizer>=3.4",  # encodings of dumps
         "datasets>=5",
         "flax>=0.12.8",
+        "ftfy>=6.3",  # mojibake
         "grain>=0.2.18",
         "huggingface_hub>=1",
         "jax>=0.10.2",
         "jaxtyping>=0.3",
         "jinja2>=3.1",  # transformers renders chat templates with it, and does not ask for it
+        "matplotlib>=3.10",
         "ml-collections>=1.1",
         "numpy>=2",
+        "openai>=3,<4",  # the teacher's protocol
+        "OpenCC>=1.4",  # simplified and traditional characters
+        "openpyxl>=3.1",  # xlsx
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
+        "pyarrow>=20",
+        "pyyaml>=6",
         "safetensors>=0.5",
         "tensorboardX>=2.6",
         "tensorflow>=2.21",
