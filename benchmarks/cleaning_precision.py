@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from empathy_jax.corpus import advertising, personal_data
+from empathy_jax.corpus.rules import advertising, personal_data
 
 SENTENCES = Path(__file__).parents[1] / "tests" / "corpus" / "hand_checked.jsonl"
 SETS = ("tuned_on", "held_out", "challenge")

@@ -1,9 +1,9 @@
 """Chains of Empathy for questions, written by a teacher model behind an OpenAI-compatible endpoint.
 
-    folder/requests.jsonl   the journal: every request and every reply (annotate_journal)
+    folder/requests.jsonl   the journal: every request and every reply (annotation.journal)
     folder/chains.jsonl     chain records, with "teacher"
     folder/rejected.jsonl   questions without a chain, the reason, and what the teacher wrote
-    folder/report.json      cost and quality (annotate_report)
+    folder/report.json      cost and quality (annotation.reporting)
 
 A reply is written to the journal before anything else is done with it, and chains.jsonl and
 rejected.jsonl follow from the journal alone. So a run killed at any moment goes on with the first
@@ -25,13 +25,11 @@ from pathlib import Path
 import openai
 
 from empathy_jax import files
-from empathy_jax.corpus import annotate_journal as journal
-from empathy_jax.corpus import annotate_judge as judging
-from empathy_jax.corpus import annotate_report, teacher, teacher_prompt
-from empathy_jax.corpus.annotate_journal import Budget, Cost, OverBudget, Past, Prices
-from empathy_jax.corpus.annotate_judge import Limits
+from empathy_jax.corpus.annotation import journal, judging, prompts, reporting, teacher
+from empathy_jax.corpus.annotation.journal import Budget, Cost, OverBudget, Past, Prices
+from empathy_jax.corpus.annotation.judging import Limits
+from empathy_jax.corpus.annotation.teacher import Endpoint, Failure, Reply
 from empathy_jax.corpus.records import Record
-from empathy_jax.corpus.teacher import Endpoint, Failure, Reply
 
 # Longer than that nobody waits unseen: the run stops and says so.
 LONGEST_WAIT = 600.0
@@ -124,7 +122,7 @@ def annotate(
         todo = _outcomes_so_far(by_id, folder, past, settings)
         stopped = asyncio.run(_work(todo, folder, settings, past, should_stop, on_progress))
         _sort_by_question(folder, by_id)
-        report = annotate_report.report(folder, len(by_id), settings, stopped)
+        report = reporting.report(folder, len(by_id), settings, stopped)
         files.write_json(folder / "report.json", report)
     return report
 
@@ -136,7 +134,7 @@ def check(settings: Settings) -> None:
       ValueError: names the field, its value and what is allowed.
     """
     teacher.check(settings.endpoint)
-    teacher_prompt.messages("", settings.language)
+    prompts.messages("", settings.language)
     for name in ("prompt", "completion"):
         price = getattr(settings.prices, name)
         if not 0 <= price < math.inf:
@@ -281,21 +279,15 @@ async def _turn(run: _Run, question: Record, replies: list[Reply]) -> Reply | Fa
     return result
 
 
-def _messages(
-    question: Record, replies: list[Reply], settings: Settings
-) -> list[teacher_prompt.Message]:
+def _messages(question: Record, replies: list[Reply], settings: Settings) -> list[prompts.Message]:
     text, language = question["question"], settings.language
     if not replies:
-        return teacher_prompt.messages(text, language)
+        return prompts.messages(text, language)
     verdict = judging.judge(text, replies[-1], settings.limits)
-    return teacher_prompt.repair_messages(
-        text, language, replies[-1].text, verdict.reason, verdict.detail
-    )
+    return prompts.repair_messages(text, language, replies[-1].text, verdict.reason, verdict.detail)
 
 
-async def _try(
-    run: _Run, id_: str, turn: int, messages: list[teacher_prompt.Message]
-) -> Reply | Failure:
+async def _try(run: _Run, id_: str, turn: int, messages: list[prompts.Message]) -> Reply | Failure:
     """One request, within the budget, written to the journal before and after."""
     settings, path = run.settings, run.folder / journal.NAME
     model = settings.endpoint.model

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from empathy_jax.corpus import (
+from empathy_jax.corpus.rules import (
     advertising,
     boilerplate,
     characters,

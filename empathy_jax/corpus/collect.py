@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from empathy_jax import files
-from empathy_jax.corpus import cleaning, formats, readers, sample
+from empathy_jax.corpus import cleaning, readers, sample
 from empathy_jax.corpus import records as records_lib
+from empathy_jax.corpus.reading import formats
 from empathy_jax.corpus.records import BadRecord, Record
 
 FIELD = "config.corpus.sources"

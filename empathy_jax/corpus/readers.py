@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from empathy_jax.corpus import formats, forms, sample
 from empathy_jax.corpus import records as records_lib
+from empathy_jax.corpus import sample
+from empathy_jax.corpus.reading import formats, forms
 from empathy_jax.corpus.records import BadRecord, Record
 
 _SHOWN_CHARACTERS = 80

@@ -6,11 +6,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from empathy_jax import files
-from empathy_jax.corpus import annotate, annotate_report, readers
+from empathy_jax.corpus import annotate, readers
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotate_journal import Prices
-from empathy_jax.corpus.annotate_judge import Limits
-from empathy_jax.corpus.teacher import Endpoint
+from empathy_jax.corpus.annotation import reporting
+from empathy_jax.corpus.annotation.journal import Prices
+from empathy_jax.corpus.annotation.judging import Limits
+from empathy_jax.corpus.annotation.teacher import Endpoint
 from empathy_jax.metric_writer import Progress
 from empathy_jax.training import workdir as workdirs
 
@@ -52,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             questions, folder, settings, lambda: bool(received), progress.update
         )
     progress.close()
-    print("[annotate]", "\n  ".join(annotate_report.summary_lines(report)), flush=True)
+    print("[annotate]", "\n  ".join(reporting.summary_lines(report)), flush=True)
     if report["stopped"] is not None:
         if received:
             raise workdirs.Preempted("annotate", len(questions) - report["questions"]["left"])

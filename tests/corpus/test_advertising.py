@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from empathy_jax.corpus import advertising, personal_data
+from empathy_jax.corpus.rules import advertising, personal_data
 
 SENTENCES = [
     json.loads(line)

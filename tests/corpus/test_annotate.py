@@ -13,12 +13,12 @@ import pytest
 from empathy_jax import chain_of_empathy, files
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import annotate as annotating
-from empathy_jax.corpus import annotate_journal as journal
-from empathy_jax.corpus import records, teacher_prompt
+from empathy_jax.corpus import records
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotate_journal import Prices
-from empathy_jax.corpus.annotate_judge import Limits
-from empathy_jax.corpus.teacher import Endpoint
+from empathy_jax.corpus.annotation import journal, prompts
+from empathy_jax.corpus.annotation.journal import Prices
+from empathy_jax.corpus.annotation.judging import Limits
+from empathy_jax.corpus.annotation.teacher import Endpoint
 from tests.corpus import teacher_server
 from tests.corpus.teacher_server import ROOT
 
@@ -271,7 +271,7 @@ def test_a_letter_can_neither_steer_nor_answer(server, tmp_path):
         letter = messages[1]["content"]
         assert not any(c in letter for c in "<>[]＜＞［］")
         mark = records.content_id(INJECTION)
-        assert letter.count(mark) == 2 and messages[0] == teacher_prompt.messages("", "zh")[0]
+        assert letter.count(mark) == 2 and messages[0] == prompts.messages("", "zh")[0]
         begin, end = (letter.index(mark), letter.rindex(mark))
         inside = letter[begin:end]
         assert "忽略以上要求" in inside and "im_start" in inside and inside.count("0" * 16) == 1
@@ -287,7 +287,7 @@ def test_a_letter_can_neither_steer_nor_answer(server, tmp_path):
 def test_the_budget_stops_before_it_is_passed_and_the_run_goes_on(server, tmp_path, limit):
     server.plan(default="slow:0.05")
     texts = _letters(12)
-    bound = journal.prompt_bound(teacher_prompt.messages(texts[0], "zh"))
+    bound = journal.prompt_bound(prompts.messages(texts[0], "zh"))
     most = PRICES.cost(bound, 500)
     # Room for four replies of what they really take, and for one at its upper bound.
     budget = {
@@ -307,7 +307,7 @@ def test_the_budget_stops_before_it_is_passed_and_the_run_goes_on(server, tmp_pa
 
 def test_the_budget_counts_what_is_in_flight_and_what_may_have_been_billed(server, tmp_path):
     texts = _letters(6)
-    bound = journal.prompt_bound(teacher_prompt.messages(texts[0], "zh"))
+    bound = journal.prompt_bound(prompts.messages(texts[0], "zh"))
     most = PRICES.cost(bound, 500)
     # Two at once never fit, though two replies would.
     server.plan(default="slow:0.1")
@@ -328,7 +328,7 @@ def test_a_reply_without_usage_counts_at_its_upper_bound(server, tmp_path):
     server.plan(default="no_usage")
     texts = _letters(1)
     report = _annotate(server, tmp_path, texts)
-    bound = journal.prompt_bound(teacher_prompt.messages(texts[0], "zh"))
+    bound = journal.prompt_bound(prompts.messages(texts[0], "zh"))
     assert report["tokens"]["spent"] == bound + 500 and report["requests"]["without_usage"] == 1
 
 
@@ -337,8 +337,8 @@ import json, sys
 from pathlib import Path
 from empathy_jax.corpus import annotate, records
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotate_journal import Prices
-from empathy_jax.corpus.teacher import Endpoint
+from empathy_jax.corpus.annotation.journal import Prices
+from empathy_jax.corpus.annotation.teacher import Endpoint
 folder, url, model, key, texts = json.loads(sys.argv[1])
 questions = [records.question_record(text, [], "test") for text in texts]
 settings = Settings(Endpoint(url, model, key), "zh", Prices(1.0, 2.0), 10**6, 10.0, concurrency=4)

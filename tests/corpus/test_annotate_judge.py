@@ -9,9 +9,10 @@ import pytest
 
 from empathy_jax import chain_of_empathy
 from empathy_jax.chain_of_empathy import Chain
-from empathy_jax.corpus import annotate_judge, readers, teacher, teacher_prompt
-from empathy_jax.corpus.annotate_judge import Limits
-from empathy_jax.corpus.teacher import Reply
+from empathy_jax.corpus import readers
+from empathy_jax.corpus.annotation import judging, prompts, teacher
+from empathy_jax.corpus.annotation.judging import Limits
+from empathy_jax.corpus.annotation.teacher import Reply
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FIELDS = (*chain_of_empathy.LAYERS, "answer")
@@ -22,7 +23,7 @@ def _reply(text, **changes):
 
 
 def _judge(text, question="我很累。", **changes):
-    return annotate_judge.judge(question, _reply(text, **changes), Limits())
+    return judging.judge(question, _reply(text, **changes), Limits())
 
 
 def _text(**changes):
@@ -49,7 +50,7 @@ def test_a_chain_is_taken_and_each_fault_has_its_reason():
     for text, reason, detail, repairable in cases:
         found = _judge(text)
         assert (found.reason, found.detail, found.repairable) == (reason, detail, repairable), text
-        assert reason in annotate_judge.REASONS
+        assert reason in judging.REASONS
     assert _judge(_text()[:200], finish_reason="length").reason == "cut_off"
     assert _judge(_text(), finish_reason="content_filter").reason == "refusal"
     assert _judge("", refusal="no").reason == "refusal"
@@ -62,11 +63,11 @@ def test_a_counsellor_who_cannot_decide_for_someone_does_not_refuse():
 
 def test_echo_counts_what_is_copied_however_it_is_written():
     question = "他走了以后，家里太安静，Ｉ can't sleep。"
-    assert annotate_judge.echo(question, "他走了以后家里太安静！i CAN'T  sleep") == 1.0
-    assert annotate_judge.echo(question, "听起来那份空落落的感觉一直在") == 0.0
+    assert judging.echo(question, "他走了以后家里太安静！i CAN'T  sleep") == 1.0
+    assert judging.echo(question, "听起来那份空落落的感觉一直在") == 0.0
     # abcd bcde cdef def?: one of the four is in the question.
-    assert annotate_judge.echo("xabcdx", "abcdefg") == 0.25
-    found = annotate_judge.judge("我听见你说的了。" * 20, _reply(_text()), Limits())
+    assert judging.echo("xabcdx", "abcdefg") == 0.25
+    found = judging.judge("我听见你说的了。" * 20, _reply(_text()), Limits())
     assert (found.reason, found.repairable) == ("echo", True)
 
 
@@ -86,13 +87,13 @@ def _assert_taken(records):
     assert records
     for record in records:
         text = chain_of_empathy.render(Chain(*(record[name] for name in FIELDS)))
-        found = annotate_judge.judge(record["question"], _reply(text), Limits())
+        found = judging.judge(record["question"], _reply(text), Limits())
         assert found.chain is not None, (found, record["id"])
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_the_prompt_shows_a_valid_chain_and_asks_for_safety(language):
-    system, user = teacher_prompt.messages("信 {0} {letter} <answer>", language)
+    system, user = prompts.messages("信 {0} {letter} <answer>", language)
     shown = system["content"].split("\n\n")[1].partition("\n")[2]
     assert chain_of_empathy.verdict(shown).valid
     assert chain_of_empathy.system_prompt(language) in system["content"]
@@ -100,17 +101,17 @@ def test_the_prompt_shows_a_valid_chain_and_asks_for_safety(language):
     assert ("12356" if language == "zh" else "988") in system["content"]
     assert not any(tag in user["content"] for tag in chain_of_empathy.TAGS)
     for rule in chain_of_empathy.RULES:
-        repair = teacher_prompt.repair_messages("信", language, "x", "format", rule)
+        repair = prompts.repair_messages("信", language, "x", "format", rule)
         assert rule in repair[-1]["content"]
-    for reason in annotate_judge.REASONS.keys() - {"format", "refusal", "model_error"}:
-        assert teacher_prompt.repair_messages("信", language, "x", reason, "L1")
+    for reason in judging.REASONS.keys() - {"format", "refusal", "model_error"}:
+        assert prompts.repair_messages("信", language, "x", reason, "L1")
 
 
 def test_the_fingerprint_follows_the_words(monkeypatch):
-    before = teacher_prompt.fingerprint("zh")
-    assert before == teacher_prompt.fingerprint("zh") != teacher_prompt.fingerprint("en")
-    monkeypatch.setitem(teacher_prompt._REPAIR, "zh", "{fault}")
-    assert teacher_prompt.fingerprint("zh") != before
+    before = prompts.fingerprint("zh")
+    assert before == prompts.fingerprint("zh") != prompts.fingerprint("en")
+    monkeypatch.setitem(prompts._REPAIR, "zh", "{fault}")
+    assert prompts.fingerprint("zh") != before
 
 
 def test_retry_after_in_seconds_and_as_a_date():

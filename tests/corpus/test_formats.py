@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from empathy_jax.corpus import archives, formats, readers
+from empathy_jax.corpus import readers
+from empathy_jax.corpus.reading import archives, formats
 
 ROWS = [
     {

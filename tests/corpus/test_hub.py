@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from empathy_jax.corpus import formats, hub, readers
+from empathy_jax.corpus import readers
+from empathy_jax.corpus.reading import formats, hub
 
 ROWS = [{"question": f"问{i}", "answer": f"答{i}", "views": i} for i in range(1500)]
 

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from empathy_jax.corpus import contacts, personal_data
+from empathy_jax.corpus.rules import contacts, personal_data
 
 SENTENCES = [
     json.loads(line)

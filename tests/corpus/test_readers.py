@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from empathy_jax.corpus import formats, readers, records
+from empathy_jax.corpus import readers, records
+from empathy_jax.corpus.reading import formats
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LAYERS = {"L1": "累", "L2": "怕", "L3": "求懂", "L4": "接住"}

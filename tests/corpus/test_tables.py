@@ -6,7 +6,8 @@ import zipfile
 
 import pytest
 
-from empathy_jax.corpus import formats, readers
+from empathy_jax.corpus import readers
+from empathy_jax.corpus.reading import formats
 
 
 def _parse(path):

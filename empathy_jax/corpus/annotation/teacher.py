@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from empathy_jax.corpus.teacher_prompt import Message
+from empathy_jax.corpus.annotation.prompts import Message
 
 # Nobody's key: what is sent to an endpoint that wants none.
 _NO_KEY = "none"

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from empathy_jax import files
-from empathy_jax.corpus.teacher import Reply
-from empathy_jax.corpus.teacher_prompt import Message
+from empathy_jax.corpus.annotation.prompts import Message
+from empathy_jax.corpus.annotation.teacher import Reply
 
 NAME = "requests.jsonl"
 

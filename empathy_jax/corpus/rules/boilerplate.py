@@ -2,7 +2,7 @@
 
 import re
 
-from empathy_jax.corpus import contacts, sentences
+from empathy_jax.corpus.rules import contacts, sentences
 
 _CLIENT = "求助者|来访者|咨客|提问者|题主|求助人|用户|患者|client|user|seeker|human|patient"
 _COUNSELLOR = (

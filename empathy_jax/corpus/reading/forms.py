@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from empathy_jax.corpus import columns, speakers
 from empathy_jax.corpus import records as records_lib
+from empathy_jax.corpus.reading import columns, speakers
 from empathy_jax.corpus.records import BadRecord, Record
 
 _NO_NUMBER = ("", "-", "none", "null", "nan", "n/a", "na")

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from empathy_jax.corpus import archives, columns
+from empathy_jax.corpus.reading import archives, columns
 from empathy_jax.corpus.records import BadRecord
 
 Row = tuple[int | None, str, Any]

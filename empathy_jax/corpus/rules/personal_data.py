@@ -12,7 +12,7 @@ ISO/IEC 7812-1 annex B (Luhn, for bank cards).
 import re
 from datetime import date
 
-from empathy_jax.corpus import contacts, names
+from empathy_jax.corpus.rules import contacts, names
 
 PLACEHOLDERS = {
     "email": "[EMAIL]",

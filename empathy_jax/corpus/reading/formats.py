@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from empathy_jax.corpus import archives, charsets, hub, speakers, tables
+from empathy_jax.corpus.reading import archives, charsets, hub, speakers, tables
 from empathy_jax.corpus.records import BadRecord
 
 Value = tuple[int | None, str, Any]

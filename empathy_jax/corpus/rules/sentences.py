@@ -2,7 +2,7 @@
 
 import re
 
-from empathy_jax.corpus.contacts import Span
+from empathy_jax.corpus.rules.contacts import Span
 
 # A full stop ends a sentence before white space or a capital, as dumps lose the space after it; the
 # one behind www does not. Possessive throughout: no text makes this go back.

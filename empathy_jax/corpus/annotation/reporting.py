@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from empathy_jax import chain_of_empathy, files
-from empathy_jax.corpus import annotate_journal as journal
-from empathy_jax.corpus import annotate_judge as judging
-from empathy_jax.corpus import teacher_prompt
+from empathy_jax.corpus.annotation import journal, judging, prompts
 
 if TYPE_CHECKING:
     from empathy_jax.corpus.annotate import Settings
@@ -40,7 +38,7 @@ def report(folder: Path, questions: int, settings: "Settings", stopped: str | No
     return {
         "teacher": settings.endpoint.model,
         "language": settings.language,
-        "prompt": teacher_prompt.fingerprint(settings.language),
+        "prompt": prompts.fingerprint(settings.language),
         "questions": {
             "all": questions,
             "chains": len(chains),

@@ -7,7 +7,7 @@ with a common surname, holds no character that names do not hold, and ends at a 
 
 import re
 
-from empathy_jax.corpus.contacts import Span
+from empathy_jax.corpus.rules.contacts import Span
 
 _SURNAMES = (
     "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩邓冯曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢"

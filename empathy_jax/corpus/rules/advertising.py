@@ -11,8 +11,8 @@ an advertisement.
 
 import re
 
-from empathy_jax.corpus import contacts, personal_data, sentences
-from empathy_jax.corpus.contacts import Span
+from empathy_jax.corpus.rules import contacts, personal_data, sentences
+from empathy_jax.corpus.rules.contacts import Span
 
 MAX_SHARE = 1 / 3  # of a text; above it the text is an advertisement, not an answer with one inside
 

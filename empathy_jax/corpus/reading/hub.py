@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from empathy_jax.corpus import columns
+from empathy_jax.corpus.reading import columns
 
 _PREFIX = "hub:"
 _ROWS = 1000
