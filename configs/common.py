@@ -106,7 +106,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
                 "topic_encoder": "",  # directory or hub id of a sentence encoder; empty: labels only
                 "topic_pooling": "cls",  # mean | cls | last, as the encoder was trained
                 "topic_max_tokens": 256,  # of a question, for its topic
-                "topic_threshold": 0.5,  # cosine below which a question stays unassigned
+                "topic_threshold": 0.56,  # cosine below which a question stays unassigned
                 "workers": 0,  # processes; 0: one per core
             },
             "annotate": {

@@ -80,12 +80,16 @@ def test_every_imported_package_is_declared():
     assert not undeclared
 
 
-def test_sample_corpus_is_package_data():
-    (pattern,) = SETUP["package_data"]["empathy_jax.corpus"]
+def test_data_files_are_package_data():
     folder = ROOT / "empathy_jax" / "corpus"
-    packed = set(folder.glob(pattern))
-    assert packed
-    assert packed == {path for path in (folder / "sample").iterdir() if path.is_file()}
+    packed = {
+        path
+        for pattern in SETUP["package_data"]["empathy_jax.corpus"]
+        for path in folder.glob(pattern)
+    }
+    assert packed == {
+        path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
 
 
 def test_every_folder_of_the_package_is_a_package():

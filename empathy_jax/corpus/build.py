@@ -70,7 +70,7 @@ class Settings:
     near_duplicate_threshold: float = 0.8
     topics: str = ""
     topic_mapping: str = ""
-    topic_threshold: float = 0.5
+    topic_threshold: float = 0.56
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     workers: int = 0

@@ -25,11 +25,18 @@ FREE_FIELDS = (
     "log",
     "checkpoint",
     "corpus.workers",
-    *(
-        f"annotate.{name}"
-        for name in ("questions", "max_tokens", "max_money", "concurrency", "retries", "backoff")
-    ),
-    *(f"annotate.{name}" for name in ("max_failures", "timeout", "api_key_env")),
+    "annotate.base_url",
+    "annotate.api_key_env",
+    "annotate.timeout",
+    "annotate.prompt_price",
+    "annotate.completion_price",
+    "annotate.max_tokens",
+    "annotate.max_money",
+    "annotate.questions",
+    "annotate.concurrency",
+    "annotate.retries",
+    "annotate.backoff",
+    "annotate.max_failures",
 )
 # Sections that a phase does not read: another value of theirs makes no different run.
 _MODEL_FIELDS = ("model", "reward_model", "mesh", "sampling")
