@@ -20,7 +20,6 @@ def policy(tmp_path_factory):
     """WORKDIR/sft with fresh weights, its config, and its model."""
     root = tmp_path_factory.mktemp("policy")
     config = run_folders.tiny_config("rl")
-    config.model.vocab_size = 512
     return root, config, run_folders.make_policy_run(root, config, TEXTS)
 
 
