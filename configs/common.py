@@ -11,6 +11,15 @@ def get_config(size: str = "tiny") -> ConfigDict:
     """All fields; `size` is one of SIZES."""
     if size not in SIZES:
         raise ValueError(f"size {size!r} after the colon is not one of {', '.join(SIZES)}")
+    config = _fields(size)
+    if size == "small":
+        config.data.overlong = "reject"
+        config.data.max_prompt_tokens = 640
+        config.data.max_completion_tokens = 896
+    return config
+
+
+def _fields(size: str) -> ConfigDict:
     return ConfigDict(
         {
             "phase": "",  # corpus | annotate | sft | reward_model | rl | evaluate | export
@@ -230,6 +239,19 @@ SIZES = {
         "tie_embeddings": True,
         "max_positions": 4096,
         "rope_theta": 1e4,
+    },
+    # A shape that two CPU cores can fine-tune; meant for `init`, such as a small chat model.
+    "small": {
+        "vocab_size": 6400,
+        "width": 512,
+        "mlp_width": 1408,
+        "num_layers": 8,
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "tie_embeddings": True,
+        "max_positions": 4096,
+        "rope_theta": 1e6,
     },
     # The published shapes of Qwen3 (https://arxiv.org/abs/2505.09388).
     "qwen3_0p6b": _qwen3("Qwen3-0.6B", 1024, 3072, 28, 16, True),

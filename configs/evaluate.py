@@ -17,4 +17,6 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.phase = "evaluate"
     config.data.overlong = "reject"
     config.model.init = ""  # the newest of WORKDIR; the size only sets dtypes
+    config.sampling.temperature = 0.7
+    config.sampling.top_p = 0.9
     return config

@@ -28,7 +28,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
             config.per_phase[own.phase] = ConfigDict(
                 {name: own[name] for name in ("steps", "batch_size", "optimizer", "log", "sft")}
             )
-        config.per_phase.sft.sft.samples = 30
+        config.per_phase.sft.sft.samples = 60
         config.per_phase.rl.rl = {"group_size": 8, "rows_per_pass": 8, "eval_questions": 30}
         # The policy is judged and changed as it is, not as a filter makes it look.
         config.per_phase.rl.sampling = {"temperature": 1.0, "top_p": 1.0}

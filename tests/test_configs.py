@@ -47,7 +47,7 @@ def test_every_size_loads_locked_with_the_common_fields(name, size):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_size_lists_the_sizes(name):
-    with pytest.raises(ValueError, match=r"'tinny'.*tiny, qwen3_0p6b"):
+    with pytest.raises(ValueError, match=r"'tinny'.*tiny, small, qwen3_0p6b"):
         _load(name, "tinny")
 
 
