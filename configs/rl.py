@@ -29,11 +29,11 @@ def get_config(size: str = "tiny") -> ConfigDict:
         config.optimizer.schedule = "constant"
         config.data.max_completion_tokens = 1536
     elif size == "small":
-        config.steps = 16
-        config.batch_size = 4
+        config.steps = 12
+        config.batch_size = 3
         config.rl.group_size = 8
         config.rl.rows_per_pass = 2
-        config.rl.eval_questions = 48
+        config.rl.eval_questions = 40
         config.rl.eval_samples = 2
         config.optimizer.learning_rate = 1e-5
         config.optimizer.warmup_steps = 2
