@@ -20,7 +20,10 @@ Record = dict[str, Any]
 
 
 class BadRecord(ValueError):
-    """A record cannot be used; the message is the reason, short enough to be counted."""
+    """A record cannot be used; the message is the reason.
+
+    What stands before its first colon is counted and published: nothing of the record may.
+    """
 
 
 def content_id(text: str) -> str:
@@ -109,7 +112,7 @@ def _answer(question: str, value: Mapping[str, Any]) -> Record:
     if score is not None:
         number = isinstance(score, int | float) and not isinstance(score, bool)
         if not (number and math.isfinite(score)):
-            raise BadRecord(f"score must be a finite number, got {score!r:.40}")
+            raise BadRecord(f"score must be a finite number: {score!r:.40}")
         answer["score"] = score
     if value.get("author") is not None:
         answer["author"] = clean(value["author"], "author")

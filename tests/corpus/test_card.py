@@ -1,5 +1,6 @@
 """The card says what was counted, and names from the data cannot bend its Markdown."""
 
+import json
 import re
 
 import pytest
@@ -107,6 +108,43 @@ def test_figures_need_no_chinese_font(built, tmp_path):
     stats = {**stats, "topics": {"main": {"失恋": {"english": "失恋", "questions": 3}}}}
     stats["rejected"] = {"read": {"未知": 2}}
     assert "topics.png" in figures.draw(stats, tmp_path / "figures")
+
+
+def test_figures_take_no_name_for_a_formula(built, tmp_path):
+    _, stats, _ = built
+    main = {"x": {"english": "$\\frac$", "questions": 3}}
+    stats = {**stats, "topics": {"main": main}, "rejected": {"read": {"$\\bad{$": 2}}}
+    assert {"topics.png", "rejected.png"} <= set(figures.draw(stats, tmp_path / "figures"))
+
+
+SECRET = "秘密的话"
+REJECTED_TEXTS = {
+    "a.txt": f"{SECRET}，没有标签的一行\n咨询师：好\n",
+    "b.txt": f"来访者：{SECRET}\n督导：{SECRET}\n咨询师：好\n",
+    "c.json": [{"role": SECRET, "content": SECRET}, {"role": "client", "content": SECRET}],
+    "d.json": {"question": SECRET, "answers": SECRET},
+    "e.json": [{"question": SECRET, "answers": [{SECRET: SECRET}, 3]}, {SECRET: SECRET}, SECRET],
+    "f.csv": f"{SECRET},answer\n{SECRET},{SECRET}\n",
+    "g.csv": f"question,answer\n{SECRET}\n{SECRET},{SECRET},{SECRET}\n\"{SECRET}\"{SECRET},x\n",
+    "h.jsonl": f'{{"question": "{SECRET}"\n["{SECRET}"]\n',
+    "i.json": {"messages": [{"role": SECRET, "content": SECRET}], "topic": SECRET},
+    "j.json": {"question": SECRET, "topic": SECRET, "answer": SECRET},
+}
+
+
+def test_no_text_of_a_rejected_value_is_published(tmp_path):
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    for name, value in REJECTED_TEXTS.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        (folder / name).write_text(text, encoding="utf-8")
+    dumps.write(folder / "good.jsonl", [dumps.dialogue(dumps.letter(0), dumps.answer(0))])
+    stats = build.build([Source(str(folder))], tmp_path / "out", Settings(workers=1))
+    rejected = (tmp_path / "out" / "rejected.jsonl").read_text(encoding="utf-8")
+    assert {name for name in REJECTED_TEXTS if f"dump/{name}" not in rejected} == set()
+    assert {"unknown role", "no known speaker label"} <= stats["rejected"]["read"].keys()
+    for name in ("card.md", "stats.json"):
+        assert SECRET not in (tmp_path / "out" / name).read_text(encoding="utf-8")
 
 
 def test_figures_of_an_earlier_build_go(built, tmp_path):

@@ -206,7 +206,7 @@ DAMAGED = [
     ("a.txt", bytes(range(256)) * 20, 0, ["in no known encoding"]),
     ("a.txt", "咨询师：没有人问\n".encode(), 0, ["one message only"]),
     ("a.txt", "老王：你好\n咨询师：好\n".encode(), 0, ["no known speaker label"]),
-    ("a.txt", "来访者：你好\n督导：停\n咨询师：好\n".encode(), 0, ["unknown role '督导：'"]),
+    ("a.txt", "来访者：你好\n督导：停\n咨询师：好\n".encode(), 0, ["unknown role: '督导：'"]),
     ("a.txt", b"just a letter\nof two lines", 0, ["no known speaker label"]),
     ("a.parquet", b"PAR1 and no more", 0, ["not Parquet"]),
     ("a.arrow", b"nothing", 0, ["not Arrow"]),

@@ -104,7 +104,7 @@ BAD_QUESTIONS = [
     ({"messages": _dialogue(("client", "a"), ("client", "b"))}, "no answer"),
     ({"messages": _dialogue(("counselor", "a"), ("counselor", "b"))}, "no message of a client"),
     ({"messages": _dialogue(("client", None), ("counselor", "b"))}, "content must be text"),
-    ({"messages": _dialogue(("client", "a"), ("judge", "b"))}, "unknown role 'judge'"),
+    ({"messages": _dialogue(("client", "a"), ("judge", "b"))}, "unknown role: 'judge'"),
 ]
 
 
@@ -258,7 +258,7 @@ def test_pairs_count_equal_answers_and_each_bad_one(tmp_path):
     parsed = readers.parse(chunk)
     assert [len(record["answers"]) for record in parsed.questions] == [2, 0]
     assert [reject["reason"] for reject in parsed.rejects] == [
-        "answer is blank", "answer must be text, got int", "score must be a finite number, got 'x'",
+        "answer is blank", "answer must be text, got int", "score must be a finite number: 'x'",
     ]  # fmt: skip
     found, _ = readers.read_questions(tmp_path / "q.jsonl", max_rejected=0.5)
     assert [len(record["answers"]) for record in found] == [1, 0]
@@ -301,7 +301,9 @@ def test_a_bad_dialogue_in_a_text_names_its_line(tmp_path):
     )
     found, rejects = readers.read_questions(path, max_rejected=0.9)
     assert len(found) == 1
-    assert [(r["line"], r["reason"].split(" ")[0]) for r in rejects] == [(5, "unknown"), (9, "no")]
+    assert [(r["line"], r["reason"]) for r in rejects] == [
+        (5, "unknown role: '旁白：'"), (9, "no known speaker label: '随便写写'"),
+    ]  # fmt: skip
 
 
 def _parse_all(path):

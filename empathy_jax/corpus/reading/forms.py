@@ -140,7 +140,7 @@ def _turns(message: dict[str, Any]) -> list[speakers.Turn]:
     content = message.get("content", message.get("value", message.get("text")))
     text = _content(content)
     if known in (None, "other"):
-        raise BadRecord(f"unknown role {role!r:.40}")
+        raise BadRecord(f"unknown role: {role!r:.40}")
     return [(known, text)]
 
 
