@@ -140,8 +140,12 @@ def reject(record: Record, stage: str, reason: str, part: str, text: str) -> Rec
 def _clean_record(
     record: Record, rules: cleaning.Rules, require_answer: bool, found: Collected
 ) -> None:
-    """Adds to `found` the cleaned record, or its rejected pairs, or some of each."""
+    """Adds to `found` the cleaned record, or its rejected pairs, or some of each.
+
+    Who wrote an answer is left out: nothing needs it, and it may be the name of a person.
+    """
     pairs = max(1, len(record["answers"]))
+    record |= _clean_labels(record, rules)
     question, reason = _clean_text(record["question"], "question", rules, None, found.changed)
     if reason is None and not record["answers"] and require_answer:
         reason = "no_answer"
@@ -153,12 +157,25 @@ def _clean_record(
     for answer in record["answers"]:
         text, reason = _clean_text(answer["text"], "answer", rules, question, found.changed)
         if reason is None:
-            answers.append(answer | {"text": text})
+            kept = {name: value for name, value in answer.items() if name != "author"}
+            answers.append(kept | {"text": text})
         else:
             found.rejected.append(reject(record, "clean", reason, "answer", text))
     if record["answers"] and not answers:
         return
     found.records.append(record | {"question": question, "answers": answers})
+
+
+def _clean_labels(record: Record, rules: cleaning.Rules) -> dict[str, str]:
+    """The labels of a record, and the source that it names itself, without personal data."""
+    names = ["topic", "subtopic"]
+    if record["source"] != record["file"]:
+        names.append("source")
+    return {
+        name: cleaning.without_personal_data(record[name], rules)
+        for name in names
+        if name in record
+    }
 
 
 def _clean_text(

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from empathy_jax import files
 from empathy_jax.corpus import annotate, readers
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotation import reporting
+from empathy_jax.corpus.annotation import reporting, teacher
 from empathy_jax.corpus.annotation.journal import Prices
 from empathy_jax.corpus.annotation.judging import Limits
 from empathy_jax.corpus.annotation.teacher import Endpoint
@@ -34,9 +34,13 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     wanted = config.annotate.questions
     if wanted < 0:
         raise ValueError(f"config.annotate.questions is {wanted}; it must be 0 (all) or more")
+    summary = workdirs.finished(workdir / "annotate")
+    done = summary is not None and summary["limit"] == wanted
+    if not done:
+        # Before config.json is written, which would hold a key given in place of its variable.
+        teacher.api_key(settings.endpoint)
     folder = workdirs.open_phase(workdir, "annotate", config)
-    summary = workdirs.finished(folder)
-    if summary is not None and summary["limit"] == wanted:
+    if done:
         return summary
     questions = _read(config, workdir)
     # Where it is less than the limit of an earlier run, that run's further chains stay bought.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from empathy_jax import files
 from empathy_jax.corpus import build, cleaning, collect, duplicates, splits
 from empathy_jax.corpus.build import Settings, Source
+from empathy_jax.corpus.reading import formats
 from tests.conftest import ROOT
 from tests.corpus import dumps
 
@@ -217,6 +218,32 @@ def test_switches_reach_the_rules(tmp_path):
     assert len(_assemble(tmp_path, values).records) == 1
     off = Settings(clean=cleaning.Rules(too_short=False), workers=1)
     assert len(_assemble(tmp_path, values, off).records) == 2
+
+
+def test_labels_hold_no_personal_data_and_authors_are_not_kept(tmp_path):
+    value = {
+        "question": LETTERS[0],
+        "topic": "电话13812345678",
+        "subtopic": "我叫李晓明",
+        "source": "写信到a.b@c.com",
+        "answers": [{"text": ANSWERS[0], "author": "王小红", "score": 3}],
+    }
+    build.build([Source(dumps.write(tmp_path / "dump.jsonl", [value]))], tmp_path / "out", ALONE)
+    (record,) = files.read_jsonl(tmp_path / "out" / "questions.jsonl")
+    assert record["source"] == "写信到[EMAIL]"
+    (answer,) = record["answers"]
+    assert answer.keys() == {"id", "text", "score"}
+    stats = json.loads((tmp_path / "out" / "stats.json").read_text(encoding="utf-8"))
+    assert stats["topics"]["labels_not_understood"] == {"电话[PHONE]": 1}
+    written = b"".join(_bytes(tmp_path / "out").values()).decode("utf-8", "replace")
+    for personal in ("13812345678", "李晓明", "a.b@c.com", "王小红"):
+        assert personal not in written
+    collected = collect.clean_chunk(*_one_chunk(tmp_path / "dump.jsonl"), cleaning.Rules(), True)
+    assert collected.records[0]["subtopic"] == "我叫[NAME]"
+
+
+def _one_chunk(path):
+    return list(formats.chunks(path, "f"))
 
 
 def test_labels_and_an_encoder_give_topics(tmp_path):

@@ -125,7 +125,7 @@ REJECTED_TEXTS = {
     "d.json": {"question": SECRET, "answers": SECRET},
     "e.json": [{"question": SECRET, "answers": [{SECRET: SECRET}, 3]}, {SECRET: SECRET}, SECRET],
     "f.csv": f"{SECRET},answer\n{SECRET},{SECRET}\n",
-    "g.csv": f"question,answer\n{SECRET}\n{SECRET},{SECRET},{SECRET}\n\"{SECRET}\"{SECRET},x\n",
+    "g.csv": f'question,answer\n{SECRET}\n{SECRET},{SECRET},{SECRET}\n"{SECRET}"{SECRET},x\n',
     "h.jsonl": f'{{"question": "{SECRET}"\n["{SECRET}"]\n',
     "i.json": {"messages": [{"role": SECRET, "content": SECRET}], "topic": SECRET},
     "j.json": {"question": SECRET, "topic": SECRET, "answer": SECRET},

@@ -171,6 +171,16 @@ def test_a_wrong_key_is_one_line(server, values, tmp_path, monkeypatch):
     assert "Traceback" not in done.stderr and "sk-wrong" not in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize("name", ["sk-pasted-0123", "gsk_pasted0123", "gsk_pasted0123456789abcdef"])
+def test_a_key_given_for_its_variable_is_written_nowhere(server, values, tmp_path, name):
+    server.plan()
+    command = _command(tmp_path / "run", {**values, "annotate.api_key_env": name})
+    done: subprocess.CompletedProcess = tiny_runs.run_cli(command, ROOT)
+    assert done.returncode == 1 and "config.annotate.api_key_env" in done.stderr
+    assert "pasted" not in done.stderr + done.stdout and server.requests() == []
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
