@@ -26,6 +26,7 @@ from empathy_jax.corpus import (
 )
 from empathy_jax.corpus import records as records_lib
 from empathy_jax.corpus.collect import Collected, check_sum, pair_count, reject
+from empathy_jax.corpus.reading import formats
 from empathy_jax.corpus.records import Record
 
 # What rejects besides the rules of `cleaning`, by name.
@@ -314,7 +315,7 @@ def _circumstances(
     return {
         "sources": [
             {
-                "path": source.path,
+                "path": formats.shown_name(source.path),
                 "licence": source.licence,
                 "read": part.read,
                 "rejected": len(part.rejected),

@@ -97,7 +97,7 @@ def _encodings(sources: Sequence[Mapping[str, Any]]) -> str:
 def _notes(sources: Sequence[Mapping[str, Any]]) -> str:
     notes = sum((Counter(source["notes"]) for source in sources), Counter())
     found = ", ".join(f"`{name}` {count:,}" for name, count in sorted(notes.items()))
-    return f"Dialogues that are odd and were used: {found}." if found else ""
+    return f"What was odd or left out in values that were used: {found}." if found else ""
 
 
 def _rejected(rejected: Mapping[str, Mapping[str, int]], rules: Mapping[str, str]) -> str:

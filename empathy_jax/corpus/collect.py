@@ -41,7 +41,7 @@ class Collected:
       rejected: a row per rejected pair.
       changed: what the repairing rules changed, by (rule, part, "texts" or "places" in them).
       encodings: of the files that are not plain UTF-8.
-      notes: dialogues by what is odd but usable.
+      notes: values by what is odd in them but no reason to reject them.
     """
 
     read: int = 0

@@ -9,7 +9,7 @@ dump agree.
 """
 
 import hashlib
-import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -110,13 +110,18 @@ def _answer(question: str, value: Mapping[str, Any]) -> Record:
     answer: Record = {"id": content_id(question + "\n" + text), "text": text}
     score = value.get("score")
     if score is not None:
-        number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not (number and math.isfinite(score)):
+        if not is_score(score):
             raise BadRecord(f"score must be a finite number: {score!r:.40}")
         answer["score"] = score
     if value.get("author") is not None:
         answer["author"] = clean(value["author"], "author")
     return answer
+
+
+def is_score(value: Any) -> bool:
+    """Whether a value is a number that a float can hold; not for a number that is not finite."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _field(value: Mapping[str, Any], name: str) -> Any:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from empathy_jax.corpus import readers
+from empathy_jax import files
+from empathy_jax.corpus import build, cleaning, readers
+from empathy_jax.corpus.build import Settings, Source
 from empathy_jax.corpus.reading import archives, formats
 
 ROWS = [
@@ -24,6 +27,10 @@ ROWS = [
     for i in range(5)
 ]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+# Nothing is cleaned away.
+RAW = Settings(clean=cleaning.Rules(min_answer_characters=1), near_duplicates=False, workers=1)
 
 
 def _parse(path):
@@ -294,6 +301,26 @@ def test_an_unreadable_file_in_a_folder_costs_itself_only(tmp_path):
     found, rejects, _ = _parse(tmp_path)
     assert _texts(found) == EXPECTED
     assert [reject["file"] for reject in rejects] == ["b.jsonl.gz"]
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    name = os.fsdecode("坏".encode("gbk"))
+    (tmp_path / name).mkdir()
+    shown = r"\xbb\xb5"
+    _written(tmp_path / name / f"{name}.jsonl", GOOD + b"{\n")
+    _written(tmp_path / name / "b.csv", "a,\udcbb\n".encode("utf-8", "surrogateescape"))
+    found, rejects, _ = _parse(tmp_path / name)
+    assert {record["source"] for record in found} == {f"{shown}.jsonl"}
+    assert [reject["file"] for reject in rejects] == [f"{shown}.jsonl", "b.csv"]
+    stats = build.build([Source(str(tmp_path / name))], tmp_path / "out", RAW)
+    assert stats["pairs"] == {"read": 7, "kept": 5, "rejected": 2}
+    text = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert stats["sources"][0]["path"] == f"{tmp_path}/{shown}" and shown in text
+    (record, *_) = files.read_jsonl(tmp_path / "out" / "questions.jsonl")
+    assert record["source"] == f"{shown}/{shown}.jsonl"
+    build.build([Source(str(tmp_path / name / f"{name}.jsonl"))], tmp_path / "one", RAW)
+    (record, *_) = files.read_jsonl(tmp_path / "one" / "questions.jsonl")
+    assert record["source"] == f"{shown}.jsonl"
 
 
 def test_json_is_found_in_lists_objects_lines_and_sequences(tmp_path):

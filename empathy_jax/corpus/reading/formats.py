@@ -17,6 +17,7 @@ or `_BINARIES`.
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -92,7 +93,12 @@ def chunks(path: str | Path, field: str) -> Iterator[Chunk]:
     path = Path(path)
     files = _files(path, field)
     parts = itertools.chain.from_iterable(_file_parts(file, name) for file, name in files)
-    return _grouped(path.name, parts)
+    return _grouped(shown_name(path.name), parts)
+
+
+def shown_name(name: str) -> str:
+    r"""A file name as it can be written: bytes that are not UTF-8 become \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def items(chunk: Chunk) -> Iterator[Item]:
@@ -229,7 +235,7 @@ def _files(path: Path, field: str) -> list[tuple[Path, str]]:
     """The files to read with their names, sorted by name; names are relative to a folder."""
     suffixes = ", ".join((*_TEXTS, *_BINARIES, ".zip"))
     if path.is_dir():
-        files = [(file.relative_to(path).as_posix(), file) for file in path.rglob("*")]
+        files = [(shown_name(file.relative_to(path).as_posix()), file) for file in path.rglob("*")]
         kept = sorted(
             (name, file)
             for name, file in files
@@ -248,7 +254,7 @@ def _files(path: Path, field: str) -> list[tuple[Path, str]]:
         raise ValueError(
             f"{str(path)!r} must end in {suffixes}, got {path.suffix!r}; change {field}."
         )
-    return [(path, path.name)]
+    return [(path, shown_name(path.name))]
 
 
 def _file_parts(path: Path, name: str) -> Iterator[Part]:
