@@ -46,6 +46,7 @@ def render(
         "Licences are those stated by who ran the build; they were not checked. Copies are taken out"
         " after cleaning, over all sources together.",
         _encodings(stats["sources"]),
+        _skipped(stats["sources"]),
         _notes(stats["sources"]),
         "## What was rejected",
         _rejected(stats["rejected"], rules),
@@ -92,6 +93,13 @@ def _encodings(sources: Sequence[Mapping[str, Any]]) -> str:
         return "Encodings found: all files are UTF-8."
     lines = [f"- `{_plain(file)}`: {name}" for file, name in others.items()]
     return "Encodings found: UTF-8, but for these files:\n\n" + "\n".join(lines)
+
+
+def _skipped(sources: Sequence[Mapping[str, Any]]) -> str:
+    skipped = sum((Counter(source["skipped_files"]) for source in sources), Counter())
+    found = ", ".join(f"`{ending}` {count:,}" for ending, count in skipped.most_common())
+    words = "Files that were not read, because no known format has their ending"
+    return f"{words}: {found}." if found else ""
 
 
 def _notes(sources: Sequence[Mapping[str, Any]]) -> str:

@@ -42,6 +42,7 @@ class Collected:
       changed: what the repairing rules changed, by (rule, part, "texts" or "places" in them).
       encodings: of the files that are not plain UTF-8.
       notes: values by what is odd in them but no reason to reject them.
+      skipped: files in no known format, by their endings.
     """
 
     read: int = 0
@@ -50,6 +51,7 @@ class Collected:
     changed: Counter = field(default_factory=Counter)
     encodings: dict[str, str] = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)
+    skipped: Counter = field(default_factory=Counter)
 
     def add(self, other: "Collected") -> None:
         """Takes the other's parts in, behind its own."""
@@ -59,6 +61,7 @@ class Collected:
         self.changed.update(other.changed)
         self.encodings.update(other.encodings)
         self.notes.update(other.notes)
+        self.skipped.update(other.skipped)
 
 
 def collect(
@@ -75,8 +78,9 @@ def collect(
     Raises:
       ValueError: when there is nothing to read there.
     """
-    found = Collected()
-    chunks = _sample() if path == "sample" else formats.chunks(path, FIELD)
+    given = path != "sample"
+    chunks = formats.chunks(path, FIELD) if given else _sample()
+    found = Collected(skipped=formats.skipped(path) if given else Counter())
     tasks = ((chunk, rules, require_answer) for chunk in chunks)
     for part in _ordered(submit, clean_chunk, tasks, window):
         found.add(part)

@@ -33,8 +33,6 @@ def draw(stats: Mapping[str, Any], folder: Path) -> list[str]:
         for name, figure in drawn.items():
             with files.whole(folder / name) as file:
                 figure.savefig(file, format="png", dpi=_DPI)
-    for stale in set(folder.glob("*.png")) - {folder / name for name in drawn}:
-        stale.unlink()
     return list(drawn)
 
 

@@ -263,6 +263,46 @@ def test_labels_and_an_encoder_give_topics(tmp_path):
     assert corpus.records[1]["topic_similarity"] == 1.0
 
 
+def test_labels_that_mean_nothing_were_understood(tmp_path):
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("其他: null\n未分类: null\n", encoding="utf-8")
+    topics = ["其他", "未分类，其他", "其他，未知", "未知", "、"]
+    values = [
+        {"question": dumps.letter(i), "topic": topic, "answer": dumps.answer(i)}
+        for i, topic in enumerate(topics)
+    ]
+    settings = Settings(workers=1, topic_mapping=str(mapping))
+    corpus = _assemble(tmp_path, values, settings)
+    assert corpus.stats["topics"]["labels_not_understood"] == {"、": 1, "其他，未知": 1, "未知": 1}
+
+
+def test_a_build_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    good = [Source(dumps.write(tmp_path / "a.jsonl", [dumps.dialogue(LETTERS[0], ANSWERS[0])]))]
+    more = [Source(dumps.write(tmp_path / "b.jsonl", [dumps.dialogue(LETTERS[3], ANSWERS[1])]))]
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build.card, "render", fail)
+        with pytest.raises(OSError, match="no space left"):
+            build.build(good, out, ALONE)
+    assert _bytes(out) == {}
+    build.build(good, out, ALONE)
+    before = _bytes(out)
+    with monkeypatch.context() as patched:
+        patched.setattr(build.figures, "draw", fail)
+        with pytest.raises(OSError, match="no space left"):
+            build.build(more, out, ALONE)
+    assert _bytes(out) == before
+    (out / ".staged").mkdir()
+    (out / ".staged" / "questions.jsonl").write_text("of a build that was killed")
+    build.build(more, out, ALONE)
+    assert _bytes(out).keys() == before.keys() and _bytes(out) != before
+    assert not (out / ".staged").exists()
+
+
 BAD = {
     "no source": ([], {}, r"config\.corpus\.sources is empty"),
     "missing path": (

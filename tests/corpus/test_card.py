@@ -2,10 +2,11 @@
 
 import json
 import re
+import zipfile
 
 import pytest
 
-from empathy_jax.corpus import build, card, cleaning, figures, statistics
+from empathy_jax.corpus import build, card, cleaning, figures, splits, statistics
 from empathy_jax.corpus.build import Settings, Source
 from tests.corpus import dumps
 
@@ -148,10 +149,51 @@ def test_no_text_of_a_rejected_value_is_published(tmp_path):
 
 
 def test_figures_of_an_earlier_build_go(built, tmp_path):
-    _, stats, _ = built
-    figures.draw(stats, tmp_path)
-    figures.draw({**stats, "rejected": {}}, tmp_path)
-    assert not (tmp_path / "rejected.png").exists()
+    good = dumps.dialogue(dumps.letter(0), dumps.answer(0))
+    for values, figure in (([good, "{"], True), ([good], False)):
+        source = Source(dumps.write(tmp_path / "dump.jsonl", values))
+        build.build([source], tmp_path / "out", Settings(workers=1))
+        assert (tmp_path / "out" / "figures" / "rejected.png").exists() == figure
+
+
+def test_without_a_look_for_near_copies_nothing_is_said_of_them(tmp_path):
+    """A near copy may stand on the other side then, and the card must not deny it."""
+    letters = [dumps.letter(0), dumps.near_copy(dumps.letter(0), 1)]
+    values = [dumps.dialogue(letter, dumps.answer(i)) for i, letter in enumerate(letters)]
+    source = Source(dumps.write(tmp_path / "dump.jsonl", values))
+    stats = build.build([source], tmp_path, Settings(workers=1, near_duplicates=False))
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert stats["guarantee"] == splits.HASHED and splits.HASHED in text
+    assert "ever stand on two sides" not in text
+    assert "Near copies were not looked for" in text
+
+
+def test_files_that_were_not_read_are_counted_by_their_endings(tmp_path):
+    folder = tmp_path / "dump"
+    (folder / "deep" / ".hidden").mkdir(parents=True)
+    good = json.dumps(dumps.dialogue(dumps.letter(0), dumps.answer(0)))
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for name in (
+            "good.json",
+            "x.PDF",
+            "inner.zip",
+            "deep/y.docx",
+            "__MACOSX/._y.pdf",
+            ".z.pdf",
+        ):
+            archive.writestr(name, good)
+    for name in ("a.pdf", "deep/b.pdf", "c.md.gz", "README", "d.odd ending", ".e.pdf",
+                 "deep/.hidden/f.pdf"):  # fmt: skip
+        (folder / name).write_text(good, encoding="utf-8")
+    sources = [Source(str(folder)), Source(str(folder / "a.zip")), Source("sample")]
+    stats = build.build(sources, tmp_path / "out", Settings(workers=1))
+    assert [source["skipped_files"] for source in stats["sources"]] == [
+        {".docx": 1, ".md.gz": 1, ".pdf": 3, ".zip": 1, "other": 2},
+        {".docx": 1, ".pdf": 1, ".zip": 1},
+        {},
+    ]
+    text = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert "their ending: `.pdf` 4, `.docx` 2, `.zip` 2, `other` 2, `.md.gz` 1.\n" in text
 
 
 def test_lengths_by_hand():

@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ _CHUNK_FILES = 500
 _MAX_LINE_BYTES = 64 * 2**20
 _MAX_BEGINNING = 200
 _GAP = re.compile(r"[ \t\r\n,]*")
+_ENDING = re.compile(r"\.[a-z0-9]{1,8}")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,38 @@ def chunks(path: str | Path, field: str) -> Iterator[Chunk]:
 def shown_name(name: str) -> str:
     r"""A file name as it can be written: bytes that are not UTF-8 become \xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def skipped(path: str | Path) -> Counter[str]:
+    """Files of a folder and members of zips that are in no known format, by their endings.
+
+    Hidden ones do not count. Endings that are none, or odd, are "other".
+    """
+    if hub.dataset_name(path) is not None:
+        return Counter()
+    path = Path(path)
+    found: Counter[str] = Counter()
+    for file in _visible(path) if path.is_dir() else [path]:
+        suffix = _suffix(file.name)
+        if suffix is None:
+            found[_ending(file.name)] += 1
+        elif suffix == ".zip":
+            names = archives.names(file)
+            found.update(_ending(name) for name in names if _suffix(name) in (None, ".zip"))
+    return found
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file():
+            yield file
+
+
+def _ending(name: str) -> str:
+    packed = archives.opener_suffix(name)
+    ending = PurePosixPath(name.lower().removesuffix(packed)).suffix
+    return ending + packed if _ENDING.fullmatch(ending) else "other"
 
 
 def items(chunk: Chunk) -> Iterator[Item]:
