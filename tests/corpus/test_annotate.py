@@ -518,6 +518,17 @@ def test_an_empty_variable_is_refused_before_any_request(server, tmp_path, monke
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_money": -1.0}, "max_money is -1.0"),
         ({"retries": -1}, "retries is -1"),
+        (
+            {"limits": Limits(min_layer=-1)},
+            r"min_layer_characters is -1 and .*max_layer_characters",
+        ),
+        ({"limits": Limits(max_layer=9)}, r"min_layer_characters is 10 .*_layer_characters is 9;"),
+        (
+            {"limits": Limits(min_answer=5000)},
+            r"config\.annotate\.min_answer_characters is 5000 and",
+        ),
+        ({"limits": Limits(max_echo=1.5)}, r"config\.annotate\.max_echo is 1\.5; .*\[0, 1\]"),
+        ({"limits": Limits(max_echo=float("nan"))}, r"config\.annotate\.max_echo is nan"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(server, tmp_path, changes, words):
