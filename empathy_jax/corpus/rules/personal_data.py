@@ -44,8 +44,9 @@ _HOTLINE = re.compile(
     r"热线|援助|危机|干预|救助|维权|举报|求助电话|hotline|helpline|lifeline|crisis"
 )
 _SALES_LINE = re.compile(r"(?:报名|课程|订购|订票|招商|加盟|预约|销售)[^，。]{0,2}热线")
+# Not where 电话 or the like comes between: that announces a phone number whatever stands before.
 _RECORD_NUMBER = re.compile(
-    r"(?:订单|单号|快递|学号|考号|编号|流水|合同|报名号|准考证)[^，。]{0,8}$"
+    r"(?:订单|单号|快递|学号|考号|编号|流水|合同|报名号|准考证)(?:(?!电话|手机|联系)[^，。]){0,8}$"
 )
 _ID_CARD = re.compile(
     r"(?<![0-9a-z])[1-9][0-9]{5}[ \-]?(?:18|19|20)[0-9]{6}[ \-]?[0-9]{3}[0-9x](?![0-9a-z])"
