@@ -55,6 +55,7 @@ def test_precision_and_recall_of_the_hand_checked_sentences_hold():
         ("phone", "１３５６６７７８８９９", "[PHONE]"),
         ("phone", "1 3 9 0 0 1 1 2 2 3 3", "[PHONE]"),
         ("phone", "call 415-555-0137", "call [PHONE]"),
+        ("phone", "打13812345678一直没人接", "打[PHONE]一直没人接"),
         ("phone", "快递电话13812345678", "快递电话[PHONE]"),
         ("phone", "合同上的联系方式13812345678", "合同上的联系方式[PHONE]"),
         ("phone", "订单里那个手机 13812345678", "订单里那个手机 [PHONE]"),

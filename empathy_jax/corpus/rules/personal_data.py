@@ -122,13 +122,14 @@ def phone(text: str) -> tuple[str, int]:
     """Mobile numbers and landlines, in China and North America; hotlines and toll-free stay."""
     if not contacts.has_number(text):
         return text, 0
-    view = contacts.folded_numbers(text)
-    spans = [m.span() for m in _MOBILE.finditer(view) if not _after_record_word(m)]
-    text, mobile = contacts.cut(text, spans, PLACEHOLDERS["phone"])
-    view = contacts.folded_numbers(text)
-    spans = [m.span() for m in _LANDLINE.finditer(view) if not _is_hotline(m)]
-    text, landline = contacts.cut(text, spans, PLACEHOLDERS["phone"])
-    return text, mobile + landline
+    count = 0
+    # Without Chinese numerals first: 一 behind a number in digits mostly begins a word, such as 一直.
+    for folded in (contacts.folded, contacts.folded_numbers):
+        for pattern, stays in ((_MOBILE, _after_record_word), (_LANDLINE, _is_hotline)):
+            spans = [m.span() for m in pattern.finditer(folded(text)) if not stays(m)]
+            text, found = contacts.cut(text, spans, PLACEHOLDERS["phone"])
+            count += found
+    return text, count
 
 
 def wechat(text: str) -> tuple[str, int]:
