@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -108,6 +109,25 @@ def test_large_lines_are_cut_into_chunks_at_line_ends_and_keep_their_numbers(tmp
     items = [item for chunk in chunks for item in formats.items(chunk)]
     assert [item.line for item in items] == list(range(1, 501))
     assert [item.line for item in items if isinstance(item.value, Exception)] == [401]
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8"])
+def test_the_encoding_is_told_by_what_is_not_ascii(tmp_path, encoding):
+    ascii_lines = [json.dumps({"question": f"{i} " + "x" * 1000}) for i in range(2000)]
+    data = ("\n".join(ascii_lines) + "\n" + JSONL).encode(encoding)
+    found, rejects, encodings = _parse(_written(tmp_path / "a.jsonl", data))
+    assert (len(found), rejects) == (2005, [])
+    assert _texts(found[2000:]) == EXPECTED
+    assert encodings == ({} if encoding == "utf-8" else {"a.jsonl": encoding})
+
+
+def test_megabytes_of_utf16_without_a_mark_are_read_whole(tmp_path):
+    data = "".join(
+        json.dumps({"question": f"I am so tired today and cannot sleep, number {i}"}) + "\n"
+        for i in range(50_000)
+    )
+    found, rejects, _ = _parse(_written(tmp_path / "a.jsonl", data.encode("utf-16-le")))
+    assert (len(found), rejects) == (50_000, [])
 
 
 def test_small_files_share_chunks_in_the_order_of_their_names(tmp_path):
@@ -333,6 +353,33 @@ def test_json_is_found_in_lists_objects_lines_and_sequences(tmp_path):
     ):
         found, rejects, _ = _parse(_written(tmp_path / "a.json", text))
         assert (_texts(found), rejects) == (EXPECTED, [])
+
+
+def test_broken_values_of_a_list_are_found_in_linear_time(tmp_path):
+    broken = '{"question": "第几个问题", "answer" "没有冒号的回答"},\n' * 60_000
+    path = _written(tmp_path / "a.json", "[\n" + broken + json.dumps(ROWS[0]) + "]")
+    began = time.process_time()
+    found, rejects, _ = _parse(path)
+    assert time.process_time() - began < 10
+    assert (_texts(found), len(rejects)) == (EXPECTED[:1], 60_000)
+    assert [reject["line"] for reject in rejects] == list(range(2, 60_002))
+    width = len(broken) // 60_000
+    at = 2 + 7 * width + broken.index('"没有')
+    assert rejects[7]["reason"].endswith(f"Expecting ':' delimiter at character {at}")
+
+
+@pytest.mark.parametrize("length", [0, 3000, 4080, 4090, 4096, 5000, 70_000])
+def test_values_of_any_length_follow_each_other(tmp_path, length):
+    """A piece that the decoder gets ends within a string, a number, an escape or a gap."""
+    for filler in ("x", "问", '"', "\n"):
+        value = {"question": "a" + filler * length + "b", "n": [12345678, -1.5e10, None]}
+        good, number = json.dumps(value, indent=1), "1.5" + "0" * length
+        parts = [good, '{\n "question" 1}', good, number, number, good]
+        found, rejects, _ = _parse(_written(tmp_path / "a.json", "\n\n".join(parts)))
+        assert [record["question"] for record in found] == [value["question"]] * 3
+        assert [reject["reason"].partition(" at ")[0] for reject in rejects] == [
+            "not JSON: Expecting ':' delimiter", *["must be a JSON object, got float"] * 2,
+        ]  # fmt: skip
 
 
 def _samples():
