@@ -122,7 +122,7 @@ def annotate(
         todo = _outcomes_so_far(by_id, folder, past, settings)
         stopped = asyncio.run(_work(todo, folder, settings, past, should_stop, on_progress))
         _sort_by_question(folder, by_id)
-        report = reporting.report(folder, len(by_id), settings, stopped)
+        report = reporting.report(folder, by_id.keys(), settings, stopped)
         files.write_json(folder / "report.json", report)
     return report
 
@@ -147,11 +147,25 @@ def check(settings: Settings) -> None:
             raise ValueError(
                 f"config.annotate.{name} is {getattr(settings, name)}; it must be 1 or more"
             )
+    _check_limits(settings.limits)
     for name in ("max_money", "retries", "backoff"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise ValueError(
                 f"config.annotate.{name} is {getattr(settings, name)}; it must be 0 or more"
             )
+
+
+def _check_limits(limits: Limits) -> None:
+    for part in ("layer", "answer"):
+        least, most = getattr(limits, f"min_{part}"), getattr(limits, f"max_{part}")
+        if not 0 <= least <= most:
+            raise ValueError(
+                f"config.annotate.min_{part}_characters is {least} and"
+                f" config.annotate.max_{part}_characters is {most}; they must be 0 or more, the first"
+                " no more than the second"
+            )
+    if not 0 <= limits.max_echo <= 1:
+        raise ValueError(f"config.annotate.max_echo is {limits.max_echo}; it must lie in [0, 1]")
 
 
 def _outcomes_so_far(

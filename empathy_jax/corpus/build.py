@@ -6,6 +6,7 @@ stage. What is written depends on the sources and the settings alone, not on the
 
 import dataclasses
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from empathy_jax.corpus import (
 )
 from empathy_jax.corpus import records as records_lib
 from empathy_jax.corpus.collect import Collected, check_sum, pair_count, reject
+from empathy_jax.corpus.reading import formats
 from empathy_jax.corpus.records import Record
 
 # What rejects besides the rules of `cleaning`, by name.
@@ -36,6 +38,8 @@ RULES = {
     "near_duplicate": "an answer much like one that was read before",
     splits.ACROSS_SPLITS: "a question much like one on a side that is held out more strictly",
 }
+
+_STAGED = ".staged"  # where a build is written before any of it is put in its place
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -100,8 +104,8 @@ def build(
 
     Args:
       sources, settings, embed: see `assemble`.
-      folder: gets questions.jsonl, rejected.jsonl, splits/, stats.json, card.md and figures/, each
-        file whole or not at all.
+      folder: gets questions.jsonl, rejected.jsonl, splits/, stats.json, card.md and figures/; all of
+        them, or none where something fails on the way.
 
     Returns:
       What stats.json holds.
@@ -111,7 +115,18 @@ def build(
       OSError: when the disk is full or a process was killed.
     """
     corpus = assemble(sources, settings, embed)
-    (folder / "splits").mkdir(parents=True, exist_ok=True)
+    staged = folder / _STAGED
+    shutil.rmtree(staged, ignore_errors=True)  # of a build that was killed
+    try:
+        _write(corpus, staged)
+        _publish(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return corpus.stats
+
+
+def _write(corpus: Corpus, folder: Path) -> None:
+    (folder / "splits").mkdir(parents=True)
     files.write_jsonl(folder / "questions.jsonl", corpus.records)
     files.write_jsonl(folder / "rejected.jsonl", corpus.rejected)
     for name, side in corpus.by_side.items():
@@ -120,7 +135,17 @@ def build(
     pictures = figures.draw(corpus.stats, folder / "figures")
     rules = RULES | {name: description for name, _, description in cleaning.RULES}
     files.write_text(folder / "card.md", card.render(corpus.stats, rules, pictures))
-    return corpus.stats
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    """Puts written files in their places; figures of an earlier build that are not made anew go."""
+    made = sorted(file.relative_to(staged) for file in staged.rglob("*") if file.is_file())
+    for name in made:
+        (folder / name).parent.mkdir(exist_ok=True)
+        os.replace(staged / name, folder / name)
+    for figure in (folder / "figures").glob("*.png"):
+        if figure.relative_to(folder) not in made:
+            figure.unlink()
 
 
 def assemble(sources: Sequence[Source], settings: Settings, embed: Embed | None = None) -> Corpus:
@@ -164,7 +189,7 @@ def assemble(sources: Sequence[Source], settings: Settings, embed: Embed | None 
         raise ValueError(_nothing_left(sources, rejected))
 
     assigned = topics.assign(records, taxonomy, mapping, embed, settings.topic_threshold)
-    unknown = statistics.unknown_labels(records, assigned)
+    unknown = statistics.unknown_labels(records, assigned, mapping)
     records = [_finished(*pair) for pair in zip(records, assigned, strict=True)]
     by_side: dict[str, list[Record]] = {name: [] for name in splits.SPLITS}
     for record, side in zip(records, sides, strict=True):
@@ -314,12 +339,13 @@ def _circumstances(
     return {
         "sources": [
             {
-                "path": source.path,
+                "path": formats.shown_name(source.path),
                 "licence": source.licence,
                 "read": part.read,
                 "rejected": len(part.rejected),
                 "cleaned": pair_count(part.records),
                 "notes": dict(sorted(part.notes.items())),
+                "skipped_files": dict(sorted(part.skipped.items())),
                 "not_utf8": dict(sorted(part.encodings.items())),
             }
             for source, part in zip(sources, collected, strict=True)
@@ -329,6 +355,6 @@ def _circumstances(
             "threshold": settings.near_duplicate_threshold,
             "questions_like_an_earlier_one": near_questions,
         },
-        "guarantee": splits.GUARANTEE,
+        "guarantee": splits.GUARANTEE if settings.near_duplicates else splits.HASHED,
         "settings": values,
     }

@@ -46,6 +46,7 @@ def render(
         "Licences are those stated by who ran the build; they were not checked. Copies are taken out"
         " after cleaning, over all sources together.",
         _encodings(stats["sources"]),
+        _skipped(stats["sources"]),
         _notes(stats["sources"]),
         "## What was rejected",
         _rejected(stats["rejected"], rules),
@@ -94,10 +95,17 @@ def _encodings(sources: Sequence[Mapping[str, Any]]) -> str:
     return "Encodings found: UTF-8, but for these files:\n\n" + "\n".join(lines)
 
 
+def _skipped(sources: Sequence[Mapping[str, Any]]) -> str:
+    skipped = sum((Counter(source["skipped_files"]) for source in sources), Counter())
+    found = ", ".join(f"`{ending}` {count:,}" for ending, count in skipped.most_common())
+    words = "Files that were not read, because no known format has their ending"
+    return f"{words}: {found}." if found else ""
+
+
 def _notes(sources: Sequence[Mapping[str, Any]]) -> str:
     notes = sum((Counter(source["notes"]) for source in sources), Counter())
     found = ", ".join(f"`{name}` {count:,}" for name, count in sorted(notes.items()))
-    return f"Dialogues that are odd and were used: {found}." if found else ""
+    return f"What was odd or left out in values that were used: {found}." if found else ""
 
 
 def _rejected(rejected: Mapping[str, Mapping[str, int]], rules: Mapping[str, str]) -> str:

@@ -106,6 +106,14 @@ def clean_text(text: str, part: Part, rules: Rules) -> tuple[str, dict[str, int]
     return text, counts
 
 
+def without_personal_data(text: str, rules: Rules) -> str:
+    """A name or label with placeholders for the personal data in it."""
+    for name, rule, _ in personal_data.RULES:
+        if getattr(rules, name):
+            text, _ = rule(text)
+    return text
+
+
 def reject_reason(text: str, part: Part, rules: Rules, question: str | None = None) -> str | None:
     """The name of the first rule that rejects the text, None where all let it pass.
 

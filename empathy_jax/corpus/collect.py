@@ -41,7 +41,8 @@ class Collected:
       rejected: a row per rejected pair.
       changed: what the repairing rules changed, by (rule, part, "texts" or "places" in them).
       encodings: of the files that are not plain UTF-8.
-      notes: dialogues by what is odd but usable.
+      notes: values by what is odd in them but no reason to reject them.
+      skipped: files in no known format, by their endings.
     """
 
     read: int = 0
@@ -50,6 +51,7 @@ class Collected:
     changed: Counter = field(default_factory=Counter)
     encodings: dict[str, str] = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)
+    skipped: Counter = field(default_factory=Counter)
 
     def add(self, other: "Collected") -> None:
         """Takes the other's parts in, behind its own."""
@@ -59,6 +61,7 @@ class Collected:
         self.changed.update(other.changed)
         self.encodings.update(other.encodings)
         self.notes.update(other.notes)
+        self.skipped.update(other.skipped)
 
 
 def collect(
@@ -75,8 +78,9 @@ def collect(
     Raises:
       ValueError: when there is nothing to read there.
     """
-    found = Collected()
-    chunks = _sample() if path == "sample" else formats.chunks(path, FIELD)
+    given = path != "sample"
+    chunks = formats.chunks(path, FIELD) if given else _sample()
+    found = Collected(skipped=formats.skipped(path) if given else Counter())
     tasks = ((chunk, rules, require_answer) for chunk in chunks)
     for part in _ordered(submit, clean_chunk, tasks, window):
         found.add(part)
@@ -140,8 +144,12 @@ def reject(record: Record, stage: str, reason: str, part: str, text: str) -> Rec
 def _clean_record(
     record: Record, rules: cleaning.Rules, require_answer: bool, found: Collected
 ) -> None:
-    """Adds to `found` the cleaned record, or its rejected pairs, or some of each."""
+    """Adds to `found` the cleaned record, or its rejected pairs, or some of each.
+
+    Who wrote an answer is left out: nothing needs it, and it may be the name of a person.
+    """
     pairs = max(1, len(record["answers"]))
+    record |= _clean_labels(record, rules)
     question, reason = _clean_text(record["question"], "question", rules, None, found.changed)
     if reason is None and not record["answers"] and require_answer:
         reason = "no_answer"
@@ -153,12 +161,25 @@ def _clean_record(
     for answer in record["answers"]:
         text, reason = _clean_text(answer["text"], "answer", rules, question, found.changed)
         if reason is None:
-            answers.append(answer | {"text": text})
+            kept = {name: value for name, value in answer.items() if name != "author"}
+            answers.append(kept | {"text": text})
         else:
             found.rejected.append(reject(record, "clean", reason, "answer", text))
     if record["answers"] and not answers:
         return
     found.records.append(record | {"question": question, "answers": answers})
+
+
+def _clean_labels(record: Record, rules: cleaning.Rules) -> dict[str, str]:
+    """The labels of a record, and the source that it names itself, without personal data."""
+    names = ["topic", "subtopic"]
+    if record["source"] != record["file"]:
+        names.append("source")
+    return {
+        name: cleaning.without_personal_data(record[name], rules)
+        for name in names
+        if name in record
+    }
 
 
 def _clean_text(

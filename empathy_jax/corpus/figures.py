@@ -24,7 +24,20 @@ def draw(stats: Mapping[str, Any], folder: Path) -> list[str]:
     Returns:
       Names of the files.
     """
+    import matplotlib
+
     folder.mkdir(exist_ok=True)
+    # A name from the data with two dollar signs is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        drawn = _figures(stats)
+        for name, figure in drawn.items():
+            with files.whole(folder / name) as file:
+                figure.savefig(file, format="png", dpi=_DPI)
+    return list(drawn)
+
+
+def _figures(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures by file name."""
     drawn = {}
     for part in ("question", "answer"):
         if stats["lengths"][part]["count"]:
@@ -37,12 +50,7 @@ def draw(stats: Mapping[str, Any], folder: Path) -> list[str]:
             f"Rejected pairs by rule ({stats['pairs']['rejected']:,} of {stats['pairs']['read']:,})"
         )
         drawn["rejected.png"] = _bars(title, "pairs", rules, REJECTED)
-    for name, figure in drawn.items():
-        with files.whole(folder / name) as file:
-            figure.savefig(file, format="png", dpi=_DPI)
-    for stale in set(folder.glob("*.png")) - {folder / name for name in drawn}:
-        stale.unlink()
-    return list(drawn)
+    return drawn
 
 
 def _lengths(part: str, lengths: Mapping[str, Any]) -> Any:

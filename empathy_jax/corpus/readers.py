@@ -28,7 +28,7 @@ class Parsed(NamedTuple):
         answers, at least one each, and the rejects are the pairs that were read.
       rejects: see the module.
       encodings: of the files that are not plain UTF-8.
-      notes: dialogues by what is odd but usable: "same_role_twice", "blank_message".
+      notes: values by what is odd in them but no reason to reject them: see `forms.question`.
       places: file and line (None: a whole file) of each question.
     """
 
@@ -154,9 +154,11 @@ def _repr(value: Any) -> str:
 
 def _reject(item: formats.Item, raw: str, problem: BadRecord) -> Record:
     text = raw[:_SHOWN_CHARACTERS] + ("..." if len(raw) > _SHOWN_CHARACTERS else "")
-    # Half a surrogate pair could not be written.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return {"file": item.file, "line": item.line, "reason": str(problem), "text": text}
+    # Half a surrogate pair, which a reason can quote as well, could not be written.
+    reason, text = (
+        part.encode("utf-8", "replace").decode("utf-8") for part in (str(problem), text)
+    )
+    return {"file": item.file, "line": item.line, "reason": reason, "text": text}
 
 
 def _check_share(max_rejected: float) -> None:

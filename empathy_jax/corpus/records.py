@@ -9,7 +9,7 @@ dump agree.
 """
 
 import hashlib
-import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +20,10 @@ Record = dict[str, Any]
 
 
 class BadRecord(ValueError):
-    """A record cannot be used; the message is the reason, short enough to be counted."""
+    """A record cannot be used; the message is the reason.
+
+    What stands before its first colon is counted and published: nothing of the record may.
+    """
 
 
 def content_id(text: str) -> str:
@@ -107,13 +110,18 @@ def _answer(question: str, value: Mapping[str, Any]) -> Record:
     answer: Record = {"id": content_id(question + "\n" + text), "text": text}
     score = value.get("score")
     if score is not None:
-        number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not (number and math.isfinite(score)):
-            raise BadRecord(f"score must be a finite number, got {score!r:.40}")
+        if not is_score(score):
+            raise BadRecord(f"score must be a finite number: {score!r:.40}")
         answer["score"] = score
     if value.get("author") is not None:
         answer["author"] = clean(value["author"], "author")
     return answer
+
+
+def is_score(value: Any) -> bool:
+    """Whether a value is a number that a float can hold; not for a number that is not finite."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _field(value: Mapping[str, Any], name: str) -> Any:

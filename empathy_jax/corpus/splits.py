@@ -26,9 +26,10 @@ SPLITS = ("train", "validation", "test")
 
 ACROSS_SPLITS = "near_duplicate_across_splits"  # the reason why `assign_splits` leaves one out
 
-GUARANTEE = (
-    "The side of a question is a hash of its text: it never moves to another side when data is"
-    " added. Near-duplicate questions never stand on two sides: where their hashes disagree, those"
+# What holds of every corpus, and what holds besides where near duplicates were looked for.
+HASHED = "The side of a question is a hash of its text: it never moves to another side when data is added."
+GUARANTEE = HASHED + (
+    " Near-duplicate questions never stand on two sides: where their hashes disagree, those"
     " on the held-out side (test before validation before train) stay and the others are left out."
     " So adding data never takes a question out of test, and takes one out of train or validation"
     " only when its group of near duplicates gains a question that is held out more strictly."

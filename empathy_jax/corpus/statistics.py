@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from empathy_jax.corpus import topics
 from empathy_jax.corpus.collect import Collected, pair_count
 from empathy_jax.corpus.records import Record
 from empathy_jax.corpus.topics import Assignment
@@ -112,13 +113,21 @@ def _nested(rejected: Sequence[Record]) -> dict[str, dict[str, int]]:
     return {stage: ordered(counts) for stage, counts in stages.items()}
 
 
-def unknown_labels(records: Sequence[Record], assigned: Sequence[Assignment]) -> dict[str, int]:
-    """The topics that sources gave and that were not understood, with their questions."""
+def unknown_labels(
+    records: Sequence[Record],
+    assigned: Sequence[Assignment],
+    label_mapping: Mapping[str, str | None],
+) -> dict[str, int]:
+    """The topics that sources gave and that were not understood, with their questions.
+
+    What the mapping of `topics.assign` says to mean no topic was understood.
+    """
     pairs = zip(records, assigned, strict=True)
-    unknown = (
+    unknown = Counter(
         record["topic"] for record, found in pairs if found.by != "label" and "topic" in record
     )
-    return ordered(Counter(unknown))
+    nothing = topics.meaning_nothing(unknown, label_mapping)
+    return ordered({label: count for label, count in unknown.items() if label not in nothing})
 
 
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:

@@ -9,7 +9,7 @@ lies nearest to the question, as a sentence encoder sees it, if near enough.
 import dataclasses
 import importlib.resources
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -163,6 +163,17 @@ def assign(
         place = Place(topic.name, sub.name) if near else places[index]
         assignments[index] = Assignment(*place, by, float(row[best]))
     return assignments
+
+
+def meaning_nothing(labels: Iterable[str], label_mapping: Mapping[str, str | None]) -> set[str]:
+    """The labels that a mapping maps to null, as a whole or each of several in one."""
+    nothing = {split_key(label) for label, target in label_mapping.items() if target is None}
+    return {
+        label
+        for label in labels
+        if split_key(label) in nothing
+        or nothing.issuperset(split_key(part) for part in _SEVERAL.split(label))
+    }
 
 
 def _labelled(record: Mapping[str, Any], labels: Mapping[str, Place | None]) -> Place:

@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 from empathy_jax import files
 from empathy_jax.corpus import annotate, readers
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotation import reporting
+from empathy_jax.corpus.annotation import reporting, teacher
 from empathy_jax.corpus.annotation.journal import Prices
 from empathy_jax.corpus.annotation.judging import Limits
 from empathy_jax.corpus.annotation.teacher import Endpoint
 from empathy_jax.metric_writer import Progress
+from empathy_jax.training import inputs
 from empathy_jax.training import workdir as workdirs
 
 # A chain for a test question would be paid for and never trained on.
@@ -34,9 +35,13 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     wanted = config.annotate.questions
     if wanted < 0:
         raise ValueError(f"config.annotate.questions is {wanted}; it must be 0 (all) or more")
+    summary = workdirs.finished(workdir / "annotate")
+    done = summary is not None and summary["limit"] == wanted and not _open(summary)
+    if not done:
+        # Before config.json is written, which would hold a key given in place of its variable.
+        teacher.api_key(settings.endpoint)
     folder = workdirs.open_phase(workdir, "annotate", config)
-    summary = workdirs.finished(folder)
-    if summary is not None and summary["limit"] == wanted:
+    if done:
         return summary
     questions = _read(config, workdir)
     # Where it is less than the limit of an earlier run, that run's further chains stay bought.
@@ -59,6 +64,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             raise workdirs.Preempted("annotate", len(questions) - report["questions"]["left"])
         raise ValueError(report["stopped"])
     return workdirs.finish(folder, "annotate", began, _figures(report), limit=wanted, report=report)
+
+
+def _open(summary: dict) -> int:
+    """Questions of a run that has ended whose tries all failed; another run asks them again."""
+    return summary["report"]["rejects"].get("model_error", 0)
 
 
 def make_settings(config: ConfigDict) -> Settings:
@@ -93,21 +103,24 @@ def make_settings(config: ConfigDict) -> Settings:
 
 
 def _read(config: ConfigDict, workdir: Path) -> list[dict]:
-    """The questions of `config.data.questions`; empty: of WORKDIR/corpus without its test split.
+    """The questions of `config.data.questions`; empty: those that the phase corpus has left.
+
+    A folder of splits is read without its test split.
 
     Raises:
       ValueError: when there are none.
     """
     data = config.data
-    if not data.questions:
-        splits = [workdir / "corpus" / "splits" / f"{name}.jsonl" for name in _SPLITS]
-        if missing := [str(path) for path in splits if not path.exists()]:
-            raise ValueError(
-                f"config.data.questions is empty and there is no {missing[0]}; run the phase corpus"
-                " in this --workdir first, or name a file"
-            )
-        return [record for path in splits for record in files.read_jsonl(path)]
-    questions, rejects = readers.read_questions(data.questions, data.language, data.max_rejected)
+    paths = [inputs.questions_path(config, workdir)]
+    sides = inputs.split_files(Path(paths[0])) if Path(paths[0]).is_dir() else None
+    if sides is not None:
+        # A corpus may do without a validation split.
+        paths = [sides[name] for name in _SPLITS if sides[name].stat().st_size]
+    questions, rejects = [], []
+    for path in paths:
+        read, bad = readers.read_questions(path, data.language, data.max_rejected)
+        questions += read
+        rejects += bad
     unreadable = workdir / "annotate" / "unreadable.jsonl"
     files.write_jsonl(unreadable, rejects)
     if rejects:

@@ -31,8 +31,8 @@ def read_questions(config: ConfigDict, folder: Path) -> Records:
     Empty: the one that this phase has left in the same WORKDIR.
     """
     data = config.data
-    path = data.questions or _left(folder.parent / "corpus" / "splits", "questions", "corpus")
-    files_ = _split_files(Path(path))
+    path = questions_path(config, folder.parent)
+    files_ = split_files(Path(path))
     if files_ is None:
         records, rejects = readers.read_questions(path, data.language, data.max_rejected)
         _keep(rejects, folder)
@@ -49,7 +49,17 @@ def read_questions(config: ConfigDict, folder: Path) -> Records:
     return sides
 
 
-def _split_files(path: Path) -> dict[str, Path] | None:
+def questions_path(config: ConfigDict, workdir: Path) -> str | Path:
+    """`config.data.questions`; where that is empty, the splits that the phase corpus has left.
+
+    Raises:
+      ValueError: when it has not.
+    """
+    left = workdir / "corpus" / "splits"
+    return config.data.questions or _left(left, "questions", "corpus")
+
+
+def split_files(path: Path) -> dict[str, Path] | None:
     """The file of each split, where `path` is a folder of splits or a file in one."""
     folder = path if path.is_dir() else path.parent
     found = {name: folder / f"{name}.jsonl" for name in splits.SPLITS}

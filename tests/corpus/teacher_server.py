@@ -176,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif name == "malformed":
             self._send_bytes(200, b'{"choices": [{"message": {"content": "abc')
+        elif name == "echo_key":  # the body is cut within a key that comes late, if it is cut early
+            self._send_bytes(200, b"x" * int(value) + self.headers["Authorization"].encode())
         elif name == "no_choices":
             self._send(200, {"choices": []})
         elif name == "busy":

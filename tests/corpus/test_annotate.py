@@ -453,6 +453,15 @@ def test_the_key_is_written_nowhere(server, tmp_path):
     assert teacher_server.KEY not in _everything(tmp_path)
 
 
+@pytest.mark.parametrize("before", [20, 40, 60, 240, 260])
+def test_a_key_that_comes_back_is_struck_out_before_the_text_is_cut(server, tmp_path, before):
+    server.plan(default=f"echo_key:{before}")
+    _annotate(server, tmp_path, _letters(1), retries=0)
+    written = _everything(tmp_path)
+    assert "not a chat completion" in written
+    assert teacher_server.KEY[:5] not in written
+
+
 @pytest.mark.parametrize(
     ("changes", "behaviour", "words"),
     [
@@ -490,11 +499,36 @@ def test_an_empty_variable_is_refused_before_any_request(server, tmp_path, monke
         ({"token_limit_field": "tokens"}, "token_limit_field is 'tokens'"),
         ({"extra_body": "{"}, "extra_body is not JSON"),
         ({"extra_body": '{"stream": true}'}, "without stream"),
+        ({"extra_body": '{"model": "x"}'}, r"'model': config\.annotate\.model sets"),
+        ({"extra_body": '{"messages": []}'}, r"'messages': config\.data\.questions"),
+        ({"extra_body": '{"max_tokens": 9}'}, r"'max_tokens': config\.annotate\.max_completion_t"),
+        (
+            {"extra_body": '{"max_completion_tokens": 9}'},
+            r"'max_completion_tokens': config\.annotate\.max_completion_tokens sets it",
+        ),
+        ({"api_key_env": "sk-secret"}, r"api_key_env holds 9 characters that are no name"),
+        ({"api_key_env": "名secret"}, r"api_key_env holds 7 characters that are no name"),
+        ({"api_key_env": "gsk_secret0123456789abc"}, r"api_key_env holds 23 characters"),
+        (
+            {"api_key_env": "gsk_secret1"},
+            r"variable that config\.annotate\.api_key_env names is not",
+        ),
         ({"timeout": 0}, "timeout must be above 0"),
         ({"concurrency": 0}, "concurrency is 0; it must be 1 or more"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_money": -1.0}, "max_money is -1.0"),
         ({"retries": -1}, "retries is -1"),
+        (
+            {"limits": Limits(min_layer=-1)},
+            r"min_layer_characters is -1 and .*max_layer_characters",
+        ),
+        ({"limits": Limits(max_layer=9)}, r"min_layer_characters is 10 .*_layer_characters is 9;"),
+        (
+            {"limits": Limits(min_answer=5000)},
+            r"config\.annotate\.min_answer_characters is 5000 and",
+        ),
+        ({"limits": Limits(max_echo=1.5)}, r"config\.annotate\.max_echo is 1\.5; .*\[0, 1\]"),
+        ({"limits": Limits(max_echo=float("nan"))}, r"config\.annotate\.max_echo is nan"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(server, tmp_path, changes, words):

@@ -52,6 +52,8 @@ def test_a_chain_is_taken_and_each_fault_has_its_reason():
         assert (found.reason, found.detail, found.repairable) == (reason, detail, repairable), text
         assert reason in judging.REASONS
     assert _judge(_text()[:200], finish_reason="length").reason == "cut_off"
+    found = _judge("<|im_end|>" + _text()[:200], finish_reason="length")
+    assert (found.reason, found.detail, found.repairable) == ("format", "control_token", False)
     assert _judge(_text(), finish_reason="content_filter").reason == "refusal"
     assert _judge("", refusal="no").reason == "refusal"
 
@@ -126,6 +128,7 @@ def test_retry_after_in_seconds_and_as_a_date():
 @pytest.mark.parametrize(
     "body",
     [b"", b"[]", b"{}", b'{"choices": [{}]}', b'{"choices": [{"message": null}]}', b"\xff",
+     pytest.param(b'{"choices":' + b"[" * 100_000, id="nested too deeply"),
      b'{"choices": [{"message": {"content": 3}}]}', b'{"choices": [{"message": {"content": "\\ud83d"}}]}'],
 )  # fmt: skip
 def test_a_body_that_is_no_completion_is_refused(body):

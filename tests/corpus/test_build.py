@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from empathy_jax import files
 from empathy_jax.corpus import build, cleaning, collect, duplicates, splits
 from empathy_jax.corpus.build import Settings, Source
+from empathy_jax.corpus.reading import formats
 from tests.conftest import ROOT
 from tests.corpus import dumps
 
@@ -219,6 +220,32 @@ def test_switches_reach_the_rules(tmp_path):
     assert len(_assemble(tmp_path, values, off).records) == 2
 
 
+def test_labels_hold_no_personal_data_and_authors_are_not_kept(tmp_path):
+    value = {
+        "question": LETTERS[0],
+        "topic": "电话13812345678",
+        "subtopic": "我叫李晓明",
+        "source": "写信到a.b@c.com",
+        "answers": [{"text": ANSWERS[0], "author": "王小红", "score": 3}],
+    }
+    build.build([Source(dumps.write(tmp_path / "dump.jsonl", [value]))], tmp_path / "out", ALONE)
+    (record,) = files.read_jsonl(tmp_path / "out" / "questions.jsonl")
+    assert record["source"] == "写信到[EMAIL]"
+    (answer,) = record["answers"]
+    assert answer.keys() == {"id", "text", "score"}
+    stats = json.loads((tmp_path / "out" / "stats.json").read_text(encoding="utf-8"))
+    assert stats["topics"]["labels_not_understood"] == {"电话[PHONE]": 1}
+    written = b"".join(_bytes(tmp_path / "out").values()).decode("utf-8", "replace")
+    for personal in ("13812345678", "李晓明", "a.b@c.com", "王小红"):
+        assert personal not in written
+    collected = collect.clean_chunk(*_one_chunk(tmp_path / "dump.jsonl"), cleaning.Rules(), True)
+    assert collected.records[0]["subtopic"] == "我叫[NAME]"
+
+
+def _one_chunk(path):
+    return list(formats.chunks(path, "f"))
+
+
 def test_labels_and_an_encoder_give_topics(tmp_path):
     values = [
         {"question": LETTERS[0], "topic": "depression", "answer": ANSWERS[0]},
@@ -234,6 +261,46 @@ def test_labels_and_an_encoder_give_topics(tmp_path):
     )
     assert [record["topic_by"] for record in corpus.records] == ["label", "nearest"]
     assert corpus.records[1]["topic_similarity"] == 1.0
+
+
+def test_labels_that_mean_nothing_were_understood(tmp_path):
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("其他: null\n未分类: null\n", encoding="utf-8")
+    topics = ["其他", "未分类，其他", "其他，未知", "未知", "、"]
+    values = [
+        {"question": dumps.letter(i), "topic": topic, "answer": dumps.answer(i)}
+        for i, topic in enumerate(topics)
+    ]
+    settings = Settings(workers=1, topic_mapping=str(mapping))
+    corpus = _assemble(tmp_path, values, settings)
+    assert corpus.stats["topics"]["labels_not_understood"] == {"、": 1, "其他，未知": 1, "未知": 1}
+
+
+def test_a_build_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    good = [Source(dumps.write(tmp_path / "a.jsonl", [dumps.dialogue(LETTERS[0], ANSWERS[0])]))]
+    more = [Source(dumps.write(tmp_path / "b.jsonl", [dumps.dialogue(LETTERS[3], ANSWERS[1])]))]
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build.card, "render", fail)
+        with pytest.raises(OSError, match="no space left"):
+            build.build(good, out, ALONE)
+    assert _bytes(out) == {}
+    build.build(good, out, ALONE)
+    before = _bytes(out)
+    with monkeypatch.context() as patched:
+        patched.setattr(build.figures, "draw", fail)
+        with pytest.raises(OSError, match="no space left"):
+            build.build(more, out, ALONE)
+    assert _bytes(out) == before
+    (out / ".staged").mkdir()
+    (out / ".staged" / "questions.jsonl").write_text("of a build that was killed")
+    build.build(more, out, ALONE)
+    assert _bytes(out).keys() == before.keys() and _bytes(out) != before
+    assert not (out / ".staged").exists()
 
 
 BAD = {

@@ -1,10 +1,12 @@
 """The card says what was counted, and names from the data cannot bend its Markdown."""
 
+import json
 import re
+import zipfile
 
 import pytest
 
-from empathy_jax.corpus import build, card, cleaning, figures, statistics
+from empathy_jax.corpus import build, card, cleaning, figures, splits, statistics
 from empathy_jax.corpus.build import Settings, Source
 from tests.corpus import dumps
 
@@ -109,11 +111,89 @@ def test_figures_need_no_chinese_font(built, tmp_path):
     assert "topics.png" in figures.draw(stats, tmp_path / "figures")
 
 
-def test_figures_of_an_earlier_build_go(built, tmp_path):
+def test_figures_take_no_name_for_a_formula(built, tmp_path):
     _, stats, _ = built
-    figures.draw(stats, tmp_path)
-    figures.draw({**stats, "rejected": {}}, tmp_path)
-    assert not (tmp_path / "rejected.png").exists()
+    main = {"x": {"english": "$\\frac$", "questions": 3}}
+    stats = {**stats, "topics": {"main": main}, "rejected": {"read": {"$\\bad{$": 2}}}
+    assert {"topics.png", "rejected.png"} <= set(figures.draw(stats, tmp_path / "figures"))
+
+
+SECRET = "秘密的话"
+REJECTED_TEXTS = {
+    "a.txt": f"{SECRET}，没有标签的一行\n咨询师：好\n",
+    "b.txt": f"来访者：{SECRET}\n督导：{SECRET}\n咨询师：好\n",
+    "c.json": [{"role": SECRET, "content": SECRET}, {"role": "client", "content": SECRET}],
+    "d.json": {"question": SECRET, "answers": SECRET},
+    "e.json": [{"question": SECRET, "answers": [{SECRET: SECRET}, 3]}, {SECRET: SECRET}, SECRET],
+    "f.csv": f"{SECRET},answer\n{SECRET},{SECRET}\n",
+    "g.csv": f'question,answer\n{SECRET}\n{SECRET},{SECRET},{SECRET}\n"{SECRET}"{SECRET},x\n',
+    "h.jsonl": f'{{"question": "{SECRET}"\n["{SECRET}"]\n',
+    "i.json": {"messages": [{"role": SECRET, "content": SECRET}], "topic": SECRET},
+    "j.json": {"question": SECRET, "topic": SECRET, "answer": SECRET},
+}
+
+
+def test_no_text_of_a_rejected_value_is_published(tmp_path):
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    for name, value in REJECTED_TEXTS.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        (folder / name).write_text(text, encoding="utf-8")
+    dumps.write(folder / "good.jsonl", [dumps.dialogue(dumps.letter(0), dumps.answer(0))])
+    stats = build.build([Source(str(folder))], tmp_path / "out", Settings(workers=1))
+    rejected = (tmp_path / "out" / "rejected.jsonl").read_text(encoding="utf-8")
+    assert {name for name in REJECTED_TEXTS if f"dump/{name}" not in rejected} == set()
+    assert {"unknown role", "no known speaker label"} <= stats["rejected"]["read"].keys()
+    for name in ("card.md", "stats.json"):
+        assert SECRET not in (tmp_path / "out" / name).read_text(encoding="utf-8")
+
+
+def test_figures_of_an_earlier_build_go(built, tmp_path):
+    good = dumps.dialogue(dumps.letter(0), dumps.answer(0))
+    for values, figure in (([good, "{"], True), ([good], False)):
+        source = Source(dumps.write(tmp_path / "dump.jsonl", values))
+        build.build([source], tmp_path / "out", Settings(workers=1))
+        assert (tmp_path / "out" / "figures" / "rejected.png").exists() == figure
+
+
+def test_without_a_look_for_near_copies_nothing_is_said_of_them(tmp_path):
+    """A near copy may stand on the other side then, and the card must not deny it."""
+    letters = [dumps.letter(0), dumps.near_copy(dumps.letter(0), 1)]
+    values = [dumps.dialogue(letter, dumps.answer(i)) for i, letter in enumerate(letters)]
+    source = Source(dumps.write(tmp_path / "dump.jsonl", values))
+    stats = build.build([source], tmp_path, Settings(workers=1, near_duplicates=False))
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert stats["guarantee"] == splits.HASHED and splits.HASHED in text
+    assert "ever stand on two sides" not in text
+    assert "Near copies were not looked for" in text
+
+
+def test_files_that_were_not_read_are_counted_by_their_endings(tmp_path):
+    folder = tmp_path / "dump"
+    (folder / "deep" / ".hidden").mkdir(parents=True)
+    good = json.dumps(dumps.dialogue(dumps.letter(0), dumps.answer(0)))
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for name in (
+            "good.json",
+            "x.PDF",
+            "inner.zip",
+            "deep/y.docx",
+            "__MACOSX/._y.pdf",
+            ".z.pdf",
+        ):
+            archive.writestr(name, good)
+    for name in ("a.pdf", "deep/b.pdf", "c.md.gz", "README", "d.odd ending", ".e.pdf",
+                 "deep/.hidden/f.pdf"):  # fmt: skip
+        (folder / name).write_text(good, encoding="utf-8")
+    sources = [Source(str(folder)), Source(str(folder / "a.zip")), Source("sample")]
+    stats = build.build(sources, tmp_path / "out", Settings(workers=1))
+    assert [source["skipped_files"] for source in stats["sources"]] == [
+        {".docx": 1, ".md.gz": 1, ".pdf": 3, ".zip": 1, "other": 2},
+        {".docx": 1, ".pdf": 1, ".zip": 1},
+        {},
+    ]
+    text = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert "their ending: `.pdf` 4, `.docx` 2, `.zip` 2, `other` 2, `.md.gz` 1.\n" in text
 
 
 def test_lengths_by_hand():

@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from empathy_jax.corpus import readers
+from empathy_jax import files
+from empathy_jax.corpus import build, cleaning, readers
+from empathy_jax.corpus.build import Settings, Source
 from empathy_jax.corpus.reading import archives, formats
 
 ROWS = [
@@ -24,6 +28,10 @@ ROWS = [
     for i in range(5)
 ]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+# Nothing is cleaned away.
+RAW = Settings(clean=cleaning.Rules(min_answer_characters=1), near_duplicates=False, workers=1)
 
 
 def _parse(path):
@@ -101,6 +109,25 @@ def test_large_lines_are_cut_into_chunks_at_line_ends_and_keep_their_numbers(tmp
     items = [item for chunk in chunks for item in formats.items(chunk)]
     assert [item.line for item in items] == list(range(1, 501))
     assert [item.line for item in items if isinstance(item.value, Exception)] == [401]
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8"])
+def test_the_encoding_is_told_by_what_is_not_ascii(tmp_path, encoding):
+    ascii_lines = [json.dumps({"question": f"{i} " + "x" * 1000}) for i in range(2000)]
+    data = ("\n".join(ascii_lines) + "\n" + JSONL).encode(encoding)
+    found, rejects, encodings = _parse(_written(tmp_path / "a.jsonl", data))
+    assert (len(found), rejects) == (2005, [])
+    assert _texts(found[2000:]) == EXPECTED
+    assert encodings == ({} if encoding == "utf-8" else {"a.jsonl": encoding})
+
+
+def test_megabytes_of_utf16_without_a_mark_are_read_whole(tmp_path):
+    data = "".join(
+        json.dumps({"question": f"I am so tired today and cannot sleep, number {i}"}) + "\n"
+        for i in range(50_000)
+    )
+    found, rejects, _ = _parse(_written(tmp_path / "a.jsonl", data.encode("utf-16-le")))
+    assert (len(found), rejects) == (50_000, [])
 
 
 def test_small_files_share_chunks_in_the_order_of_their_names(tmp_path):
@@ -206,7 +233,7 @@ DAMAGED = [
     ("a.txt", bytes(range(256)) * 20, 0, ["in no known encoding"]),
     ("a.txt", "咨询师：没有人问\n".encode(), 0, ["one message only"]),
     ("a.txt", "老王：你好\n咨询师：好\n".encode(), 0, ["no known speaker label"]),
-    ("a.txt", "来访者：你好\n督导：停\n咨询师：好\n".encode(), 0, ["unknown role '督导：'"]),
+    ("a.txt", "来访者：你好\n督导：停\n咨询师：好\n".encode(), 0, ["unknown role: '督导：'"]),
     ("a.txt", b"just a letter\nof two lines", 0, ["no known speaker label"]),
     ("a.parquet", b"PAR1 and no more", 0, ["not Parquet"]),
     ("a.arrow", b"nothing", 0, ["not Arrow"]),
@@ -296,6 +323,26 @@ def test_an_unreadable_file_in_a_folder_costs_itself_only(tmp_path):
     assert [reject["file"] for reject in rejects] == ["b.jsonl.gz"]
 
 
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    name = os.fsdecode("坏".encode("gbk"))
+    (tmp_path / name).mkdir()
+    shown = r"\xbb\xb5"
+    _written(tmp_path / name / f"{name}.jsonl", GOOD + b"{\n")
+    _written(tmp_path / name / "b.csv", "a,\udcbb\n".encode("utf-8", "surrogateescape"))
+    found, rejects, _ = _parse(tmp_path / name)
+    assert {record["source"] for record in found} == {f"{shown}.jsonl"}
+    assert [reject["file"] for reject in rejects] == [f"{shown}.jsonl", "b.csv"]
+    stats = build.build([Source(str(tmp_path / name))], tmp_path / "out", RAW)
+    assert stats["pairs"] == {"read": 7, "kept": 5, "rejected": 2}
+    text = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert stats["sources"][0]["path"] == f"{tmp_path}/{shown}" and shown in text
+    (record, *_) = files.read_jsonl(tmp_path / "out" / "questions.jsonl")
+    assert record["source"] == f"{shown}/{shown}.jsonl"
+    build.build([Source(str(tmp_path / name / f"{name}.jsonl"))], tmp_path / "one", RAW)
+    (record, *_) = files.read_jsonl(tmp_path / "one" / "questions.jsonl")
+    assert record["source"] == f"{shown}.jsonl"
+
+
 def test_json_is_found_in_lists_objects_lines_and_sequences(tmp_path):
     for text in (
         json.dumps(ROWS),
@@ -306,6 +353,33 @@ def test_json_is_found_in_lists_objects_lines_and_sequences(tmp_path):
     ):
         found, rejects, _ = _parse(_written(tmp_path / "a.json", text))
         assert (_texts(found), rejects) == (EXPECTED, [])
+
+
+def test_broken_values_of_a_list_are_found_in_linear_time(tmp_path):
+    broken = '{"question": "第几个问题", "answer" "没有冒号的回答"},\n' * 60_000
+    path = _written(tmp_path / "a.json", "[\n" + broken + json.dumps(ROWS[0]) + "]")
+    began = time.process_time()
+    found, rejects, _ = _parse(path)
+    assert time.process_time() - began < 10
+    assert (_texts(found), len(rejects)) == (EXPECTED[:1], 60_000)
+    assert [reject["line"] for reject in rejects] == list(range(2, 60_002))
+    width = len(broken) // 60_000
+    at = 2 + 7 * width + broken.index('"没有')
+    assert rejects[7]["reason"].endswith(f"Expecting ':' delimiter at character {at}")
+
+
+@pytest.mark.parametrize("length", [0, 3000, 4080, 4090, 4096, 5000, 70_000])
+def test_values_of_any_length_follow_each_other(tmp_path, length):
+    """A piece that the decoder gets ends within a string, a number, an escape or a gap."""
+    for filler in ("x", "问", '"', "\n"):
+        value = {"question": "a" + filler * length + "b", "n": [12345678, -1.5e10, None]}
+        good, number = json.dumps(value, indent=1), "1.5" + "0" * length
+        parts = [good, '{\n "question" 1}', good, number, number, good]
+        found, rejects, _ = _parse(_written(tmp_path / "a.json", "\n\n".join(parts)))
+        assert [record["question"] for record in found] == [value["question"]] * 3
+        assert [reject["reason"].partition(" at ")[0] for reject in rejects] == [
+            "not JSON: Expecting ':' delimiter", *["must be a JSON object, got float"] * 2,
+        ]  # fmt: skip
 
 
 def _samples():

@@ -92,6 +92,32 @@ def test_a_pilot_is_gone_on_with(server, values, tmp_path):
     assert _asked(server) == [1] * 24
 
 
+def test_after_a_pilot_of_more_the_report_is_of_the_questions_at_hand(server, values, tmp_path):
+    server.plan({"第03封": ["no_layer", "good"]})
+    root = str(tmp_path / "run")
+    main.run(_config({**values, "annotate.questions": 6}), root)
+    report = main.run(_config({**values, "annotate.questions": 2}), root)["annotate"]["report"]
+    assert report["questions"] == {"all": 2, "chains": 2, "rejected": 0, "left": 0}
+    assert report["validity"] == {
+        "with_reply": 2, "valid_first": 2, "repairs": 0, "valid_repaired": 0,
+        "first": 1.0, "final": 1.0,
+    }  # fmt: skip
+    assert report["requests"]["sent"] == 7
+
+
+def test_questions_without_any_reply_are_asked_again_after_the_end(
+    server, values, tmp_path, monkeypatch
+):
+    server.plan({"第03封": ["400", "400"]})
+    root = str(tmp_path / "run")
+    for sent, rejects in ((24, {"model_error": 1}), (25, {"model_error": 1}), (26, {}), (26, {})):
+        if sent == 26 and sum(_asked(server)) == 26:
+            monkeypatch.delenv(KEY_VARIABLE)
+        summary = main.run(_config(values), root)["annotate"]
+        assert (sum(_asked(server)), summary["report"]["rejects"]) == (sent, rejects)
+    assert _asked(server)[3] == 3
+
+
 def test_out_of_budget_it_says_how_to_go_on(server, values, tmp_path):
     server.plan()
     root = str(tmp_path / "run")
@@ -126,6 +152,16 @@ def test_the_splits_of_the_corpus_without_test(server, values, tmp_path):
         files.write_jsonl(splits / f"{name}.jsonl", part)
     main.run(config, str(tmp_path / "run"))
     assert _asked(server) == [1] * 5 + [0] * 19
+    server.plan()
+    main.run(_config({**values, "data.questions": str(splits)}), str(tmp_path / "named"))
+    assert _asked(server) == [1] * 5 + [0] * 19
+    # A file that is named is meant.
+    server.plan()
+    files.write_jsonl(splits / "validation.jsonl", [])
+    named = {**values, "data.questions": str(splits / "train.jsonl")}
+    main.run(_config(named), str(tmp_path / "train"))
+    main.run(_config({**values, "data.questions": str(splits)}), str(tmp_path / "empty"))
+    assert _asked(server) == [2] * 3 + [0] * 21
 
 
 def test_the_command_line_killed_and_started_again(server, values, tmp_path):
@@ -169,6 +205,16 @@ def test_a_wrong_key_is_one_line(server, values, tmp_path, monkeypatch):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "401" in line and KEY_VARIABLE in line
     assert "Traceback" not in done.stderr and "sk-wrong" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("name", ["sk-pasted-0123", "gsk_pasted0123", "gsk_pasted0123456789abcdef"])
+def test_a_key_given_for_its_variable_is_written_nowhere(server, values, tmp_path, name):
+    server.plan()
+    command = _command(tmp_path / "run", {**values, "annotate.api_key_env": name})
+    done: subprocess.CompletedProcess = tiny_runs.run_cli(command, ROOT)
+    assert done.returncode == 1 and "config.annotate.api_key_env" in done.stderr
+    assert "pasted" not in done.stderr + done.stdout and server.requests() == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

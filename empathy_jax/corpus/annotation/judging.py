@@ -98,13 +98,15 @@ def judge(question: str, reply: Reply, limits: Limits) -> Judgement:
 
 def _no_chain(text: str, finish_reason: str, rule: str) -> Judgement:
     """Why a text without a valid chain has none."""
+    if rule == "control_token":
+        # Sent back, it would steer the teacher's own server.
+        return Judgement(None, "format", rule)
     if finish_reason == "length":
         return Judgement(None, "cut_off", repairable=True)
     tagged = any(tag in text for tag in chain_of_empathy.TAGS)
     if not tagged and (_REFUSAL.search(text) or _MACHINE_REFUSAL.search(text)):
         return Judgement(None, "refusal")
-    # A control token that is sent back would steer the teacher's own server.
-    return Judgement(None, "format", rule, repairable=rule != "control_token")
+    return Judgement(None, "format", rule, repairable=True)
 
 
 def _length_fault(chain: Chain, limits: Limits) -> tuple[str, str] | None:

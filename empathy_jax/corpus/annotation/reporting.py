@@ -1,6 +1,7 @@
 """What an annotation cost and what it is worth, from its files alone."""
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +16,21 @@ if TYPE_CHECKING:
 _QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def report(folder: Path, questions: int, settings: "Settings", stopped: str | None) -> dict:
+def report(
+    folder: Path, questions: Collection[str], settings: "Settings", stopped: str | None
+) -> dict:
     """The cost and quality report of a folder.
 
     Args:
       folder: holds the journal and both outputs.
-      questions: how many there are.
+      questions: ids of those that were to be annotated; the journal may know others, whose requests
+        are in the cost alone.
       settings: of the run.
       stopped: why it ended early; None when it did not.
 
     Returns:
       A JSON value: `questions` by outcome, `validity` after the first reply and after the repair,
-      `rejects` by reason, `broken_rules` of first and second replies, `requests` by how they
+      `rejects` by reason, `reject_details` (the broken rule or the layer), `requests` by how they
       ended, `tokens`, `money`, `latency_seconds` of replies, `characters` by layer, `echo` (share
       of the answer's 4-grams found in the question) and `stopped`.
     """
@@ -40,12 +44,15 @@ def report(folder: Path, questions: int, settings: "Settings", stopped: str | No
         "language": settings.language,
         "prompt": prompts.fingerprint(settings.language),
         "questions": {
-            "all": questions,
+            "all": len(questions),
             "chains": len(chains),
             "rejected": len(rejects),
-            "left": questions - len(chains) - len(rejects),
+            "left": len(questions) - len(chains) - len(rejects),
         },
-        "validity": _validity(answered, {chain["id"] for chain in chains}),
+        "validity": _validity(
+            [event for event in answered if event["id"] in questions],
+            {chain["id"] for chain in chains},
+        ),
         "rejects": _counts(reject["reason"] for reject in rejects),
         "reject_details": _counts(
             f"{reject['reason']}: {reject['detail']}"

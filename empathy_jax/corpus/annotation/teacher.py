@@ -11,6 +11,7 @@ import dataclasses
 import email.utils
 import json
 import os
+import re
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,20 @@ _FATAL_STATUSES = (401, 402, 404)
 # The client's exceptions that are raised before anything was sent.
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 _SHOWN_CHARACTERS = 300
+
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+# As variables are called, in capitals, and as no key looks; other names are not repeated.
+_SHOWN_VARIABLE = re.compile("[A-Z_]+[0-9]{0,3}")
+# A key pasted for the name of its variable: long, with digits, and no words between bars.
+_PASTED_KEY = re.compile("(?=.*[0-9])(?:(?=.*[a-z]).{20,}|[A-Z0-9]{20,})")
+
+# Fields of a request that the run sets itself: what sets them.
+_OWN_FIELDS = {
+    "model": "config.annotate.model",
+    "messages": "config.data.questions and config.data.language",
+    "max_tokens": "config.annotate.max_completion_tokens",
+    "max_completion_tokens": "config.annotate.max_completion_tokens",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +118,14 @@ def check(endpoint: Endpoint) -> None:
             "config.annotate.base_url must hold no user, password or query, because it is written"
             " to config.json; put the key into the variable that config.annotate.api_key_env names"
         )
+    name = endpoint.api_key_env
+    if name and (not _VARIABLE.fullmatch(name) or _PASTED_KEY.fullmatch(name)):
+        # Not repeated: it may be the key.
+        raise ValueError(
+            f"config.annotate.api_key_env holds {len(name)} characters that are no name of an"
+            " environment variable; put the key into a variable and give the name of that, such as"
+            " OPENAI_API_KEY"
+        )
     if not endpoint.model:
         raise ValueError(
             "config.annotate.model is empty; name a model of the endpoint"
@@ -130,16 +153,17 @@ def api_key(endpoint: Endpoint) -> str:
     name = endpoint.api_key_env
     if not name:
         return _NO_KEY
+    shown = name if _SHOWN_VARIABLE.fullmatch(name) else "that config.annotate.api_key_env names"
     key = os.environ.get(name, "").strip()
     if not key:
         raise ValueError(
-            f"the environment variable {name} is not set or empty; put the key of"
+            f"the environment variable {shown} is not set or empty; put the key of"
             f" {endpoint.base_url} into it, or name another with config.annotate.api_key_env"
             " (empty for an endpoint that wants no key)"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ValueError(
-            f"the environment variable {name} does not hold a key: it has characters other than"
+            f"the environment variable {shown} does not hold a key: it has characters other than"
             " visible ASCII"
         )
     return key
@@ -182,6 +206,17 @@ async def ask(
         return Failure("body", message, retry=True, billed=True)
 
 
+# What a body that is no completion raises; a RecursionError where it is nested too deeply.
+_NO_COMPLETION = (
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    RecursionError,
+)
+
+
 def read_body(body: bytes, seconds: float) -> Reply:
     """The reply in the body of a response with status 200.
 
@@ -197,9 +232,10 @@ def read_body(body: bytes, seconds: float) -> Reply:
         tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
         # Half a surrogate pair cannot be stored.
         (text + refusal).encode("utf-8")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        shown = body[:80].decode("utf-8", "replace")
-        raise ValueError(f"not a chat completion ({type(error).__name__}): {shown}") from error
+    except _NO_COMPLETION as error:
+        # The whole of it: cut here, a key could lose its end and not be recognised any more.
+        text = body.decode("utf-8", "replace")
+        raise ValueError(f"not a chat completion ({type(error).__name__}): {text}") from error
     return Reply(text, str(choice.get("finish_reason")), refusal, *tokens, round(seconds, 3))
 
 
@@ -218,6 +254,12 @@ def _extra_fields(endpoint: Endpoint) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("stream") or fields.get("n", 1) != 1:
         raise ValueError(
             "config.annotate.extra_body must be a JSON object without stream and n, got"
+            f" {endpoint.extra_body!r}"
+        )
+    if own := fields.keys() & _OWN_FIELDS.keys():
+        name = min(own)
+        raise ValueError(
+            f"config.annotate.extra_body must not hold {name!r}: {_OWN_FIELDS[name]} sets it; got"
             f" {endpoint.extra_body!r}"
         )
     return fields

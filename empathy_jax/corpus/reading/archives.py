@@ -88,6 +88,15 @@ def read_whole(stream: BinaryIO) -> tuple[bytes, BadRecord | None]:
     return b"".join(kept), None
 
 
+def names(path: Path) -> list[str]:
+    """The names that `members` gives; [] where the file is no zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [info.filename for info in _visible(archive)]
+    except (*_DAMAGES, ValueError):
+        return []
+
+
 def members(path: Path) -> Iterator[tuple[str, BinaryIO | BadRecord]]:
     """The names and streams of the files in a zip; without hidden ones, as a Mac adds.
 
@@ -99,10 +108,7 @@ def members(path: Path) -> Iterator[tuple[str, BinaryIO | BadRecord]]:
     except (*_DAMAGES, ValueError) as error:
         raise damage(error) from error
     with archive:
-        for info in archive.infolist():
-            hidden = any(part.startswith(".") for part in info.filename.split("/"))
-            if info.is_dir() or hidden:
-                continue
+        for info in _visible(archive):
             try:
                 stream = archive.open(info)
             except (*_DAMAGES, ValueError) as error:
@@ -110,3 +116,11 @@ def members(path: Path) -> Iterator[tuple[str, BinaryIO | BadRecord]]:
                 continue
             with stream:
                 yield info.filename, stream
+
+
+def _visible(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [
+        info
+        for info in archive.infolist()
+        if not info.is_dir() and not any(part.startswith(".") for part in info.filename.split("/"))
+    ]

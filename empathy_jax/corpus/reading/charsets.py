@@ -10,8 +10,7 @@ import re
 import charset_normalizer
 
 # The wider mark first: that of UTF-16 is the beginning of that of UTF-32.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
+_WIDE_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -27,7 +26,19 @@ def detect(data: bytes) -> str | None:
     "utf-8" also stands for a text of which less than half the non-ASCII lines are broken: a few bad
     bytes spoil their lines, not the others.
     """
-    for mark, name in _MARKS:
+    if data.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if (name := wide(data)) is not None:
+        return name
+    if _mostly_utf8(data):
+        return "utf-8"
+    best = charset_normalizer.from_bytes(_telling(data)).best()
+    return None if best is None else best.encoding
+
+
+def wide(data: bytes) -> str | None:
+    """The name of the encoding where it is UTF-16 or UTF-32, else None."""
+    for mark, name in _WIDE_MARKS:
         if data.startswith(mark):
             return name
     sample = data[:_SAMPLE_BYTES]
@@ -36,10 +47,7 @@ def detect(data: bytes) -> str | None:
         best = charset_normalizer.from_bytes(sample).best()
         if best is not None and is_wide(best.encoding):
             return best.encoding
-    if _mostly_utf8(data):
-        return "utf-8"
-    best = charset_normalizer.from_bytes(_telling(data)).best()
-    return None if best is None else best.encoding
+    return None
 
 
 def is_wide(encoding: str) -> bool:

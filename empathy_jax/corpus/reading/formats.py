@@ -17,7 +17,9 @@ or `_BINARIES`.
 
 import itertools
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,7 +34,10 @@ _CHUNK_BYTES = 2**20
 _CHUNK_FILES = 500
 _MAX_LINE_BYTES = 64 * 2**20
 _MAX_BEGINNING = 200
+_PIECE_CHARACTERS = 2**12
+_LONGEST_TOKEN = 16  # of JSON, but for strings and numbers: -Infinity, with some room
 _GAP = re.compile(r"[ \t\r\n,]*")
+_ENDING = re.compile(r"\.[a-z0-9]{1,8}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,44 @@ def chunks(path: str | Path, field: str) -> Iterator[Chunk]:
     path = Path(path)
     files = _files(path, field)
     parts = itertools.chain.from_iterable(_file_parts(file, name) for file, name in files)
-    return _grouped(path.name, parts)
+    return _grouped(shown_name(path.name), parts)
+
+
+def shown_name(name: str) -> str:
+    r"""A file name as it can be written: bytes that are not UTF-8 become \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def skipped(path: str | Path) -> Counter[str]:
+    """Files of a folder and members of zips that are in no known format, by their endings.
+
+    Hidden ones do not count. Endings that are none, or odd, are "other".
+    """
+    if hub.dataset_name(path) is not None:
+        return Counter()
+    path = Path(path)
+    found: Counter[str] = Counter()
+    for file in _visible(path) if path.is_dir() else [path]:
+        suffix = _suffix(file.name)
+        if suffix is None:
+            found[_ending(file.name)] += 1
+        elif suffix == ".zip":
+            names = archives.names(file)
+            found.update(_ending(name) for name in names if _suffix(name) in (None, ".zip"))
+    return found
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file():
+            yield file
+
+
+def _ending(name: str) -> str:
+    packed = archives.opener_suffix(name)
+    ending = PurePosixPath(name.lower().removesuffix(packed)).suffix
+    return ending + packed if _ENDING.fullmatch(ending) else "other"
 
 
 def items(chunk: Chunk) -> Iterator[Item]:
@@ -165,19 +207,21 @@ def _json_file(text: str) -> Iterator[Value]:
 
 def _json_sequence(text: str) -> Iterator[Value]:
     """JSON values behind each other or in a list; after a broken one, those that begin alike."""
-    decoder = json.JSONDecoder()
     at = _GAP.match(text).end()
     in_list = text.startswith("[", at)
     at = _GAP.match(text, at + in_list).end()
     beginning = text[at : text.find(":", at, at + _MAX_BEGINNING) + 1]  # like '{"question":'
+    line, counted = 1, 0  # the line of the place up to which lines were counted
     while at < len(text) and not (in_list and text.startswith("]", at)):
+        place = None
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = _value_at(text, at)
         except (ValueError, RecursionError) as error:
-            value = _json_problem(error)
+            value = _json_problem(error, at)
             end = text.find(beginning, at + 1) if beginning else -1
-        line = text.count("\n", 0, at) + 1 if isinstance(value, BadRecord) else None
-        yield line, text[at:] if end < 0 else text[at:end], value
+            line, counted = line + text.count("\n", counted, at), at
+            place = line
+        yield place, text[at:] if end < 0 else text[at:end], value
         if end < 0:
             return
         at = _GAP.match(text, end).end()
@@ -187,6 +231,30 @@ def _json_sequence(text: str) -> Iterator[Value]:
         yield None, text[at + 1 :], BadRecord("not JSON: more behind the end of the list")
 
 
+def _value_at(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value at a place in a text, and its end.
+
+    An error counts all lines of the text that it is raised for, so the decoder gets a piece of it,
+    which grows until the value ends in it: the work depends on the value, not on the whole text.
+
+    Raises:
+      ValueError, RecursionError: where there is no value; the position counts from `at`.
+    """
+    size = _PIECE_CHARACTERS
+    while True:
+        piece = text[at : at + size]
+        whole = at + size >= len(text)
+        try:
+            value, end = json.JSONDecoder().raw_decode(piece)
+            if whole or end < len(piece):  # else a number may go on behind the piece
+                return value, at + end
+        except json.JSONDecodeError as error:
+            near_end = error.pos > len(piece) - _LONGEST_TOKEN
+            if whole or not (near_end or error.msg.startswith("Unterminated string")):
+                raise
+        size *= 2
+
+
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -194,9 +262,9 @@ def _json(text: str) -> Any:
         return _json_problem(error)
 
 
-def _json_problem(error: Exception) -> BadRecord:
+def _json_problem(error: Exception, at: int = 0) -> BadRecord:
     if isinstance(error, json.JSONDecodeError):
-        return BadRecord(f"not JSON: {error.msg} at character {error.pos}")
+        return BadRecord(f"not JSON: {error.msg} at character {at + error.pos}")
     return BadRecord(f"not JSON: {type(error).__name__}")
 
 
@@ -229,7 +297,7 @@ def _files(path: Path, field: str) -> list[tuple[Path, str]]:
     """The files to read with their names, sorted by name; names are relative to a folder."""
     suffixes = ", ".join((*_TEXTS, *_BINARIES, ".zip"))
     if path.is_dir():
-        files = [(file.relative_to(path).as_posix(), file) for file in path.rglob("*")]
+        files = [(shown_name(file.relative_to(path).as_posix()), file) for file in path.rglob("*")]
         kept = sorted(
             (name, file)
             for name, file in files
@@ -248,7 +316,7 @@ def _files(path: Path, field: str) -> list[tuple[Path, str]]:
         raise ValueError(
             f"{str(path)!r} must end in {suffixes}, got {path.suffix!r}; change {field}."
         )
-    return [(path, path.name)]
+    return [(path, shown_name(path.name))]
 
 
 def _file_parts(path: Path, name: str) -> Iterator[Part]:
@@ -296,29 +364,35 @@ def _member_parts(stream: BinaryIO, file: str, suffix: str) -> Iterator[Part]:
 
 
 def _line_parts(stream: BinaryIO, file: str, suffix: str) -> Iterator[Part]:
-    """About a megabyte of whole lines each; UTF-16 and UTF-32 in one."""
+    """About a megabyte of whole lines each; UTF-16 and UTF-32 in one.
+
+    Of other encodings the first piece that is not ASCII tells: what stands before it fits all.
+    """
+    blocks = archives.blocks(stream)
+    first = next(blocks, b"")
+    wide = None if isinstance(first, BadRecord) else charsets.wide(first)
+    if wide is not None:
+        rest, damage = archives.read_whole(stream)
+        yield Part(file, suffix, first + rest, 1, wide)
+        if damage is not None:
+            yield Part(file, suffix, damage)
+        return
     line, encoding = 1, None
-    for data in _whole_lines(stream):
+    for data in _whole_lines(itertools.chain([first], blocks)):
         if isinstance(data, BadRecord):
             yield Part(file, suffix, data, line)
             continue
-        if encoding is None:
+        if encoding is None and not data.isascii():
             encoding = charsets.detect(data)
-            if encoding is not None and charsets.is_wide(encoding):
-                rest, damage = archives.read_whole(stream)
-                yield Part(file, suffix, data + rest, 1, encoding)
-                if damage is not None:
-                    yield Part(file, suffix, damage)
-                return
         yield Part(file, suffix, data, line, encoding)
         line += data.count(b"\n")
 
 
-def _whole_lines(stream: BinaryIO) -> Iterator[bytes | BadRecord]:
+def _whole_lines(blocks: Iterable[bytes | BadRecord]) -> Iterator[bytes | BadRecord]:
     held: list[bytes] = []
     size = 0
     damage = None
-    for block in archives.blocks(stream):
+    for block in blocks:
         if isinstance(block, BadRecord):
             damage = block
             break

@@ -44,7 +44,8 @@ def question(value: Any, source: str, notes: Counter[str]) -> tuple[Record | Non
     Args:
       value: one out of `single_values`.
       source: where it comes from, if it does not say so itself.
-      notes: counts "same_role_twice" and "blank_message" dialogues.
+      notes: counts "same_role_twice" and "blank_message" dialogues, and labels and scores that
+        cannot be used and were left out, such as "topic_left_out".
 
     Returns:
       The record, None when none of its answers can be used; and one problem per bad answer.
@@ -54,13 +55,13 @@ def question(value: Any, source: str, notes: Counter[str]) -> tuple[Record | Non
     """
     if isinstance(value, list):
         return _dialogue(value, source, {}, notes), []
-    source = source_of(mapping(value), source)
+    source = _label({"source": mapping(value).get("source")}, "source", notes) or source
     roles = columns.roles(tuple(value))
     given = {role: value[name] for role, name in roles.items() if value[name] is not None}
     messages = _messages(given)
     if messages is not None:
         return _dialogue(messages, source, given, notes), []
-    return _with_answers(_question_text(given), _answers(given), source, given)
+    return _with_answers(_question_text(given), _answers(given, notes), source, given, notes)
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -77,15 +78,15 @@ def source_of(value: dict[str, Any], name: str) -> str:
 
 
 def _with_answers(
-    text: Any, answers: list[Any], source: str, given: Given
+    text: Any, answers: list[Any], source: str, given: Given, notes: Counter[str]
 ) -> tuple[Record | None, list[BadRecord]]:
-    topic, subtopic = _label(given.get("topic")), _label(given.get("subtopic"))
-    record = records_lib.question_record(text, [], source, topic, subtopic)
+    record = records_lib.question_record(text, [], source, **_topics(given, notes))
     problems = []
     for answer in answers:
         try:
             # One by one: equal answers are two pairs that were read.
-            record["answers"] += records_lib.question_record(text, [_answer(answer)], "")["answers"]
+            read = records_lib.question_record(text, [_answer(answer, notes)], "")
+            record["answers"] += read["answers"]
         except BadRecord as problem:
             problems.append(problem)
     return (record if record["answers"] or not answers else None), problems
@@ -121,9 +122,8 @@ def _dialogue(messages: Any, source: str, given: Given, notes: Counter[str]) -> 
         raise BadRecord("no message of a client")
     if not answer:
         raise BadRecord("no answer of a counsellor")
-    topic, subtopic = _label(given.get("topic")), _label(given.get("subtopic"))
-    answers = [{"text": answer} | _credits(given)]
-    record = records_lib.question_record(client[0], answers, source, topic, subtopic)
+    answers = [{"text": answer} | _credits(given, notes)]
+    record = records_lib.question_record(client[0], answers, source, **_topics(given, notes))
     said = [role for role, _ in turns if role != "system"]
     notes["same_role_twice"] += any(a == b for a, b in itertools.pairwise(said))
     notes["blank_message"] += not all(text.strip() for _, text in turns)
@@ -140,7 +140,7 @@ def _turns(message: dict[str, Any]) -> list[speakers.Turn]:
     content = message.get("content", message.get("value", message.get("text")))
     text = _content(content)
     if known in (None, "other"):
-        raise BadRecord(f"unknown role {role!r:.40}")
+        raise BadRecord(f"unknown role: {role!r:.40}")
     return [(known, text)]
 
 
@@ -181,31 +181,46 @@ def _question_text(given: Given) -> Any:
     return "\n".join(texts)
 
 
-def _answers(given: Given) -> list[Any]:
-    if "answers" in given:
-        if not isinstance(given["answers"], list):
-            raise BadRecord(f"answers must be a list, got {type(given['answers']).__name__}")
-        return given["answers"]
-    return [{"text": given["answer"]} | _credits(given)] if "answer" in given else []
+def _answers(given: Given, notes: Counter[str]) -> list[Any]:
+    """The answers of a question; beside one answer, `comments` and the like may be their number."""
+    answers = given.get("answers")
+    if isinstance(answers, list):
+        return answers
+    if "answer" in given:
+        return [{"text": given["answer"]} | _credits(given, notes)]
+    if answers is not None:
+        raise BadRecord(f"answers must be a list, got {type(answers).__name__}")
+    return []
 
 
-def _answer(value: Any) -> dict[str, Any]:
+def _answer(value: Any, notes: Counter[str]) -> dict[str, Any]:
     """An answer out of a list as `records.question_record` takes it."""
     if isinstance(value, str):
         return {"text": value}
     names = tuple(mapping(value))
     roles = {role: value[name] for role, name in columns.roles(names).items()}
-    answer = {name: roles[name] for name in ("score", "author") if name in roles}
     text = columns.answer_text(names)
-    return answer if text is None else answer | {"text": value[text]}
+    return _credits(roles, notes) | ({} if text is None else {"text": value[text]})
 
 
-def _credits(given: Given) -> dict[str, Any]:
-    """Score and author of the one answer of a row; numbers of a table are texts."""
-    score = given.get("score")
-    if isinstance(score, str):
-        score = None if score.strip().casefold() in _NO_NUMBER else _number(score)
-    return {"score": score, "author": _label(given.get("author"))}
+def _credits(given: Given, notes: Counter[str]) -> dict[str, Any]:
+    """Score and author of an answer, where they can be used."""
+    return {"score": _score(given, notes), "author": _label(given, "author", notes)}
+
+
+def _topics(given: Given, notes: Counter[str]) -> dict[str, str | None]:
+    return {name: _label(given, name, notes) for name in ("topic", "subtopic")}
+
+
+def _score(given: Given, notes: Counter[str]) -> float | None:
+    """A score, in a table a text; None for a blank one, and for what is no number, which is noted."""
+    value = given.get("score")
+    if isinstance(value, str):
+        value = None if value.strip().casefold() in _NO_NUMBER else _number(value)
+    if value is None or records_lib.is_score(value):
+        return value
+    notes["score_left_out"] += 1
+    return None
 
 
 def _number(text: str) -> Any:
@@ -216,8 +231,18 @@ def _number(text: str) -> Any:
     return int(number) if number.is_integer() else number
 
 
-def _label(value: Any) -> Any:
-    """A topic or name: None for a blank one, several joined by commas."""
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        value = ", ".join(value)
-    return None if isinstance(value, str) and not value.strip() else value
+def _label(given: Given, role: str, notes: Counter[str]) -> str | None:
+    """A topic, name or source, several joined by commas; numbers become text.
+
+    None for a blank one, and for what is neither, which is noted.
+    """
+    value = given.get(role)
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    if all(isinstance(part, str | int) and not isinstance(part, bool) for part in parts):
+        text = ", ".join(map(str, parts))
+        try:
+            return records_lib.clean(text, role) if text.strip() else None
+        except BadRecord:  # half a surrogate pair
+            pass
+    notes[f"{role}_left_out"] += 1
+    return None

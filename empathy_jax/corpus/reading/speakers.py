@@ -94,11 +94,11 @@ def _messages(lines: list[str]) -> list[dict[str, str]] | BadRecord:
     for line in lines:
         role = _role(line)
         if role == "other":
-            return BadRecord(f"unknown role {_LINE.match(line)[0].strip()!r:.40}")
+            return BadRecord(f"unknown role: {_LINE.match(line)[0].strip()!r:.40}")
         if role is not None:
             turns.append((role, [_LINE.sub("", line, count=1)]))
         elif turns:
             turns[-1][1].append(line)
         else:
-            return BadRecord(f"no known speaker label at the beginning of {line.strip()!r:.40}")
+            return BadRecord(f"no known speaker label: {line.strip()!r:.40}")
     return [{"role": role, "content": "\n".join(said).strip()} for role, said in turns]

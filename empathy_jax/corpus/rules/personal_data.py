@@ -44,8 +44,9 @@ _HOTLINE = re.compile(
     r"热线|援助|危机|干预|救助|维权|举报|求助电话|hotline|helpline|lifeline|crisis"
 )
 _SALES_LINE = re.compile(r"(?:报名|课程|订购|订票|招商|加盟|预约|销售)[^，。]{0,2}热线")
+# Not where 电话 or the like comes between: that announces a phone number whatever stands before.
 _RECORD_NUMBER = re.compile(
-    r"(?:订单|单号|快递|学号|考号|编号|流水|合同|报名号|准考证)[^，。]{0,8}$"
+    r"(?:订单|单号|快递|学号|考号|编号|流水|合同|报名号|准考证)(?:(?!电话|手机|联系)[^，。]){0,8}$"
 )
 _ID_CARD = re.compile(
     r"(?<![0-9a-z])[1-9][0-9]{5}[ \-]?(?:18|19|20)[0-9]{6}[ \-]?[0-9]{3}[0-9x](?![0-9a-z])"
@@ -121,13 +122,14 @@ def phone(text: str) -> tuple[str, int]:
     """Mobile numbers and landlines, in China and North America; hotlines and toll-free stay."""
     if not contacts.has_number(text):
         return text, 0
-    view = contacts.folded_numbers(text)
-    spans = [m.span() for m in _MOBILE.finditer(view) if not _after_record_word(m)]
-    text, mobile = contacts.cut(text, spans, PLACEHOLDERS["phone"])
-    view = contacts.folded_numbers(text)
-    spans = [m.span() for m in _LANDLINE.finditer(view) if not _is_hotline(m)]
-    text, landline = contacts.cut(text, spans, PLACEHOLDERS["phone"])
-    return text, mobile + landline
+    count = 0
+    # Without Chinese numerals first: 一 behind a number in digits mostly begins a word, such as 一直.
+    for folded in (contacts.folded, contacts.folded_numbers):
+        for pattern, stays in ((_MOBILE, _after_record_word), (_LANDLINE, _is_hotline)):
+            spans = [m.span() for m in pattern.finditer(folded(text)) if not stays(m)]
+            text, found = contacts.cut(text, spans, PLACEHOLDERS["phone"])
+            count += found
+    return text, count
 
 
 def wechat(text: str) -> tuple[str, int]:
