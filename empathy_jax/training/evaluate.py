@@ -111,7 +111,7 @@ def generate(
     rows = rows[: done * samples]
     files.write_jsonl(path, rows)
     root = common.stream(config.seed, "evaluate")
-    progress = Progress("evaluate", len(questions), done, every=1)
+    progress = Progress("evaluate", len(questions), every=1)
     for start in range(done, len(questions), size):
         key = jax.random.fold_in(root, start)
         made = completions.complete(
