@@ -64,13 +64,20 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
     for phase in phases:
         if phase not in PHASES:
             raise ValueError(f"config.phase {phase!r} is not one of {', '.join(PHASES)}")
+    from empathy_jax.training import overview
+    from empathy_jax.training import workdir as workdirs
+
     summaries = {}
     for phase in phases:
+        folder = Path(workdir) / phase
+        before = workdirs.finished(folder)
         summaries[phase] = run_phase(phase_config(config, phase), Path(workdir))
+        if summaries[phase] == before:
+            print(f"[{phase}] already finished: {folder / 'summary.json'}", flush=True)
     if len(phases) > 1:
-        from empathy_jax.training import overview
-
         overview.show(Path(workdir), summaries)
+    else:
+        overview.show_phase(folder, summaries)
     return summaries
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from empathy_jax import files
+from empathy_jax import files, resources
 
 
 class MetricWriter:
@@ -46,27 +46,45 @@ class MetricWriter:
 
 
 class Progress:
-    """A progress bar with ETA on a terminal; elsewhere a plain line with ETA every `every` steps."""
+    """A progress bar with ETA on a terminal; elsewhere a plain line with ETA every `every` steps.
 
-    def __init__(self, name: str, steps: int, start: int = 0, every: int = 10):
-        self._name, self._steps, self._start, self._every = name, steps, start, every
-        self._began = time.monotonic()
+    The clock starts at the first update: what comes before it is loading and compilation, which
+    say nothing about the rate of what is left.
+    """
+
+    def __init__(self, name: str, steps: int, every: int = 10):
+        self._name, self._steps, self._every = name, steps, every
+        self._first: tuple[int, float] | None = None
         self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True)
 
     def update(self, step: int, scalars: Mapping[str, float]) -> None:
         """Show that `step` steps are done, with the first few figures of the last one."""
         text = " ".join(f"{name}={value:.4g}" for name, value in list(scalars.items())[:4])
+        is_first = self._first is None
+        if is_first:
+            self._begin(step)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
-        elif step % self._every == 0 or step == self._steps:
-            elapsed = time.monotonic() - self._began
-            eta = elapsed / max(step - self._start, 1) * (self._steps - step)
-            print(f"[{self._name}] step {step}/{self._steps} eta {eta:.0f}s {text}", flush=True)
+        elif is_first or step % self._every == 0 or step == self._steps:
+            eta = self._time_left(step)
+            print(f"[{self._name}] step {step}/{self._steps} eta {eta} {text}", flush=True)
+
+    def _begin(self, step: int) -> None:
+        self._first = step, time.monotonic()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._steps, initial=step, desc=self._name, unit="step", dynamic_ncols=True
+            )
+
+    def _time_left(self, step: int) -> str:
+        first, began = self._first
+        if step == first:
+            return "?"
+        seconds = (time.monotonic() - began) / (step - first) * (self._steps - step)
+        return f"{seconds:.0f}s"
 
     def say(self, text: str) -> None:
         """Print lines without tearing the bar."""
@@ -87,35 +105,61 @@ class Recorder:
     `push` is given the metrics of the step just dispatched, still on the device, and writes those of
     the step before. A loss or gradient norm that is not a number stops the run at once, before a
     checkpoint can hold what it spoilt (`flush` precedes every save).
+
+    `seconds` of a step is the time from one push to the next. A step before which something else was
+    done (compilation, validation, samples, a checkpoint) has none. `measuring_seconds` of what is
+    given to `write` is the time since the call before, with the wait for the step under way.
     """
 
     def __init__(self, folder: Path, name: str, start: int, steps: int, every: int):
+        self._folder = folder
         self._writer = MetricWriter(folder, start)
-        self._progress = Progress(name, steps, start, every)
+        self._progress = Progress(name, steps, every)
         self._every, self._steps = every, steps
-        self._pending: tuple[int, Mapping[str, Any], float] | None = None
-        self._dispatched = time.monotonic()
-        self.say = self._progress.say
+        self._pending: tuple[int, Mapping[str, Any], dict[str, float]] | None = None
+        self._last_call = time.monotonic()
+        self._is_undisturbed = False
+        if start == 0:
+            self.say(f"[{name}] measures before the first of {steps} steps")
+        else:
+            self.say(f"[{name}] goes on after step {start} of {steps}")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write scalars that are already on the host; see `flush` for what is refused."""
         _refuse_non_finite(step, scalars)
-        self._writer.write(step, scalars)
+        self._writer.write(step, {**scalars, "measuring_seconds": self._elapsed()})
+        self._is_undisturbed = False
+
+    def say(self, text: str) -> None:
+        """Print lines without tearing the bar."""
+        self._progress.say(text)
+        self._elapsed()
+        self._is_undisturbed = False
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Note the metrics of `step`, not read yet; write those of the step before."""
-        self.flush()
-        now = time.monotonic()
-        self._pending = (step, metrics, now - self._dispatched)
-        self._dispatched = now
+        self._write_pending()
+        seconds = self._elapsed()
+        self._pending = (step, metrics, {"seconds": seconds} if self._is_undisturbed else {})
+        self._is_undisturbed = True
 
     def flush(self) -> None:
-        """Write what is noted.
+        """Write what is noted, and how long the phase has run.
 
         Raises:
           ValueError: when the loss, the gradient or the new weights are not finite; names step and
             metric.
         """
+        self._write_pending()
+        resources.note(self._folder)
+        self._is_undisturbed = False
+
+    def _elapsed(self) -> float:
+        """Seconds since the call before."""
+        before, self._last_call = self._last_call, time.monotonic()
+        return self._last_call - before
+
+    def _write_pending(self) -> None:
         if self._pending is None:
             return
         step, metrics, seconds = self._pending
@@ -124,7 +168,7 @@ class Recorder:
         scalars = {name: float(fetched[name]) for name in sorted(fetched, key=_place)}
         _refuse_non_finite(step, scalars)
         if step % self._every == 0 or step == self._steps:
-            self._writer.write(step, {**scalars, "seconds": seconds})
+            self._writer.write(step, {**scalars, **seconds})
         self._progress.update(step, scalars)
 
     def __enter__(self) -> "Recorder":
@@ -133,6 +177,7 @@ class Recorder:
     def __exit__(self, *exception: object) -> None:
         self._progress.close()
         self._writer.close()
+        resources.note(self._folder)
 
 
 def _place(name: str) -> tuple[int, str]:

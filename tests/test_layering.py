@@ -31,6 +31,7 @@ FLOORS = (
         "metric_writer",
         "optimizer",
         "pytree",
+        "resources",
         "sharding",
         "types",
     ),

@@ -2,7 +2,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from empathy_jax import main
+from empathy_jax import files, main
 from tests.conftest import ROOT
 from tests.training import tiny_runs
 
@@ -13,6 +13,11 @@ def _config(**changes) -> ConfigDict:
     return config
 
 
+def _summary(phase: str) -> dict:
+    figure = {"name": "loss", "before": 2.0, "after": 1.0}
+    return {"phase": phase, "seconds": 1.0, "peak_memory_bytes": 2**20, "figures": [figure]}
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """The (config, workdir) of each phase that was run."""
@@ -20,16 +25,29 @@ def ran(monkeypatch):
 
     def run_phase(config, workdir):
         calls.append((config, workdir))
-        return {"phase": config.phase}
+        return _summary(config.phase)
 
     monkeypatch.setattr(main, "run_phase", run_phase)
     return calls
 
 
-def test_one_phase(ran, tmp_path):
-    assert main.run(_config(phase="sft"), str(tmp_path)) == {"sft": {"phase": "sft"}}
+def test_one_phase(ran, tmp_path, capsys):
+    assert main.run(_config(phase="sft"), str(tmp_path)) == {"sft": _summary("sft")}
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[1].split()[:4] == ["sft", "loss", "2", "1"] and str(tmp_path / "sft") in lines[-1]
     (config, workdir), *more = ran
     assert not more and workdir == tmp_path and config.phase == "sft"
+
+
+def test_a_finished_phase_is_said_to_be(ran, tmp_path, capsys):
+    (tmp_path / "sft").mkdir()
+    path = tmp_path / "sft" / "summary.json"
+    files.write_json(path, _summary("sft"))
+    main.run(_config(phase="sft"), str(tmp_path))
+    assert f"[sft] already finished: {path}\n" in capsys.readouterr().out
+    files.write_json(path, {**_summary("sft"), "seconds": 7.0})  # done anew since
+    main.run(_config(phase="sft"), str(tmp_path))
+    assert "already" not in capsys.readouterr().out
 
 
 def test_several_phases_in_order_with_their_own_values(ran, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto import event_pb2
 
-from empathy_jax import metric_writer
+from empathy_jax import metric_writer, resources
 from empathy_jax.metric_writer import MetricWriter, Progress, Recorder
 
 
@@ -65,20 +65,103 @@ def test_a_run_that_begins_anew_keeps_nothing(tmp_path):
 
 
 def test_plain_lines_with_time_left(capsys, monkeypatch):
-    clock = iter([0.0, 20.0, 30.0])
-    monkeypatch.setattr(metric_writer.time, "monotonic", lambda: next(clock))
-    progress = Progress("sft", steps=6, start=2, every=4)
+    clock = _Clock(monkeypatch)
+    progress = Progress("sft", steps=16, every=4)
+    clock.now = 500.0  # loading and compilation
     progress.update(3, {"loss": 9})
-    progress.update(4, {"loss": 0.123456, "b": 1, "c": 2, "d": 3, "e": 4})
-    progress.update(6, {"loss": 1})
+    for step in range(4, 9):
+        clock.now += 2.0
+        progress.update(step, {"loss": 0.123456, "b": 1, "c": 2, "d": 3, "e": 4})
     progress.say("text")
+    progress.update(16, {"loss": 1})
     progress.close()
-    # Two of four steps took 20 s: two more take 20 s.
+    # Two seconds a step since the first update.
     assert capsys.readouterr().out.splitlines() == [
-        "[sft] step 4/6 eta 20s loss=0.1235 b=1 c=2 d=3",
-        "[sft] step 6/6 eta 0s loss=1",
+        "[sft] step 3/16 eta ? loss=9",
+        "[sft] step 4/16 eta 24s loss=0.1235 b=1 c=2 d=3",
+        "[sft] step 8/16 eta 16s loss=0.1235 b=1 c=2 d=3",
         "text",
+        "[sft] step 16/16 eta 0s loss=1",
     ]
+
+
+class _Clock:
+    """A clock that stands still until `now` is changed."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(metric_writer.time, "monotonic", lambda: self.now)
+
+
+def test_the_bar_counts_from_the_first_update(monkeypatch):
+    monkeypatch.setattr(metric_writer.sys.stderr, "isatty", lambda: True, raising=False)
+    progress = Progress("sft", steps=10)
+    assert progress._bar is None
+    progress.update(4, {"loss": 1})
+    assert (progress._bar.initial, progress._bar.n, progress._bar.total) == (4, 4, 10)
+    progress.update(6, {"loss": 1})
+    assert progress._bar.n == 6
+    progress.close()
+
+
+def test_seconds_of_a_step_hold_nothing_else(tmp_path, monkeypatch):
+    clock = _Clock(monkeypatch)
+    recorder = Recorder(tmp_path, "sft", start=0, steps=9, every=1)
+
+    def push(step):
+        clock.now += 1.0
+        recorder.push(step, {"loss": 1})
+
+    clock.now += 30.0
+    recorder.write(0, {"validation_loss": 1})
+    for step in range(1, 4):
+        push(step)
+    clock.now += 100.0
+    recorder.write(3, {"validation_loss": 1})
+    push(4)
+    push(5)
+    recorder.flush()
+    clock.now += 100.0  # a checkpoint
+    push(6)
+    push(7)
+    clock.now += 100.0
+    recorder.say("samples")
+    push(8)
+    push(9)
+    recorder.flush()
+    with recorder:
+        pass
+    rows = _lines(tmp_path)
+    seconds = {row["step"]: row.get("seconds") for row in rows if "loss" in row}
+    assert seconds == {1: None, 2: 1, 3: 1, 4: None, 5: 1, 6: None, 7: 1, 8: None, 9: 1}
+    measuring = {row["step"]: row["measuring_seconds"] for row in rows if "loss" not in row}
+    assert measuring == {0: 30, 3: 100}
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_a_training_loop_says_at_once_where_it_is(tmp_path, capsys, start):
+    with Recorder(tmp_path, "sft", start=start, steps=9, every=1):
+        line = capsys.readouterr().out.strip()
+    assert line == (
+        "[sft] goes on after step 5 of 9" if start else "[sft] measures before the first of 9 steps"
+    )
+
+
+def test_time_used_is_noted_at_checkpoints_and_at_the_end(tmp_path, monkeypatch):
+    clock = _Clock(monkeypatch)
+    resources.begin(tmp_path)
+    recorder = Recorder(tmp_path, "sft", start=0, steps=9, every=1)
+    clock.now = 7.0
+    recorder.push(1, {"loss": 1})
+    recorder.flush()
+    clock.now = 8.0  # killed here; the next part has a clock of its own
+    clock.now = -100.0
+    resources.begin(tmp_path)
+    with Recorder(tmp_path, "sft", start=1, steps=9, every=1):
+        clock.now += 2.0
+    found = resources.note(tmp_path)
+    assert found["earlier_seconds"] == 7 and found["seen"] - found["began"] == 2
+    assert 50e6 < found["peak_memory_bytes"] < 500e9
 
 
 def test_metrics_are_written_one_step_late_and_flushed(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +15,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from empathy_jax import chain_of_empathy, checkpoint, files, sharding
+from empathy_jax import chain_of_empathy, checkpoint, files, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder, hf, lora
 from empathy_jax.models.rope import RopeScaling
 from empathy_jax.sharding import Layout
 
 STREAMS = {"init": 0, "lora": 1, "sample": 2, "rollout": 3, "evaluate": 4}
+# The models that a phase takes in: section of the config to the phases of the same WORKDIR that make
+# one when the section's `init` is empty, the preferred phase first.
+MODELS = {
+    "sft": {"model": ()},
+    "reward_model": {"reward_model": ()},
+    "rl": {"model": ("sft",), "reward_model": ("reward_model",)},
+    "evaluate": {"model": ("rl", "sft"), "reward_model": ("reward_model",)},
+    "export": {"model": ("rl", "sft")},
+}
 LOGIT_CHUNK = 256  # positions whose logits are held at a time
 
 
@@ -57,6 +66,18 @@ class Model:
 def module_of(config: decoder.DecoderConfig | encoder.EncoderConfig) -> ModuleType:
     """`models.decoder` or `models.encoder`."""
     return decoder if isinstance(config, decoder.DecoderConfig) else encoder
+
+
+def announce(phase: str, model: Model, records: Mapping[str, Sequence]) -> None:
+    """Print what a phase is about to work on: devices, records of each split, parameters."""
+    devices = jax.devices()
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in records.items())
+    parameters = pytree.count_params(model.variables["params"])
+    print(
+        f"[{phase}] {len(devices)} x {devices[0].device_kind}; records: {counts}; "
+        f"{parameters:,} parameters",
+        flush=True,
+    )
 
 
 # --- model folders ---
@@ -158,10 +179,7 @@ def load_policy(
     newest of WORKDIR/rl and WORKDIR/sft that stands before this phase.
     """
     section, language = config.model, config.data.language
-    init = section.init
-    if not init and texts is None:
-        earlier = ("sft",) if config.phase == "rl" else ("rl", "sft")
-        init = find_run(workdir, earlier, "config.model.init")
+    init = section.init if texts is not None else model_place(config, workdir)
     if init:
         model = load_model(init, section, "config.model", language, layout)
         if model.module is not decoder:
@@ -195,15 +213,27 @@ def _check_context(config: ConfigDict, architecture: decoder.DecoderConfig) -> N
         )
 
 
+def model_place(config: ConfigDict, workdir: Path) -> str:
+    """`config.model.init`, or the folder of the newest policy in WORKDIR that the phase may take."""
+    phases = MODELS[config.phase]["model"]
+    return config.model.init or find_run(workdir, phases, "config.model.init")
+
+
+def first_run(workdir: Path, phases: tuple[str, ...]) -> Path | None:
+    """The first of `WORKDIR/<phase>` that is a trained model: it has a checkpoint."""
+    folders = (workdir / phase for phase in phases)
+    return next((f for f in folders if is_run(f) and checkpoint.steps(f / "checkpoints")), None)
+
+
 def find_run(workdir: Path, phases: tuple[str, ...], field: str) -> str:
-    """The first of `WORKDIR/<phase>` that is a trained model.
+    """`first_run`, which must be there.
 
     Raises:
       ValueError: says which phases to run first, or which field to set.
     """
-    for phase in phases:
-        if is_run(workdir / phase):
-            return str(workdir / phase)
+    found = first_run(workdir, phases)
+    if found is not None:
+        return str(found)
     places = " or ".join(str(workdir / phase) for phase in phases)
     raise ValueError(
         f"{field} is empty and there is no trained model in {places}; run the phase "

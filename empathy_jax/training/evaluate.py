@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from ml_collections import ConfigDict
 
-from empathy_jax import chain_of_empathy, files, sharding
+from empathy_jax import chain_of_empathy, files, resources, sharding
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.evaluation import report, text_metrics
 from empathy_jax.metric_writer import Progress
@@ -36,11 +36,13 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if (summary := workdirs.finished(folder)) is not None:
         return summary
     layout = sharding.make_layout(config.mesh)
-    init = config.model.init or common.find_run(workdir, ("rl", "sft"), "config.model.init")
+    init = common.model_place(config, workdir)
     model = common.load_policy(config, workdir, layout)
     questions = read_test_questions(config, folder, model)
+    common.announce("evaluate", model, {"test": questions})
     scorer = None
-    if config.reward_model.init or (workdir / "reward_model" / "calibration.json").exists():
+    judge = common.first_run(workdir, ("reward_model",))
+    if config.reward_model.init or (judge is not None and (judge / "calibration.json").exists()):
         scorer = reward_model.load_scorer(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, sigterm)
@@ -111,7 +113,7 @@ def generate(
     rows = rows[: done * samples]
     files.write_jsonl(path, rows)
     root = common.stream(config.seed, "evaluate")
-    progress = Progress("evaluate", len(questions), done, every=1)
+    progress = Progress("evaluate", len(questions), every=1)
     for start in range(done, len(questions), size):
         key = jax.random.fold_in(root, start)
         made = completions.complete(
@@ -119,6 +121,7 @@ def generate(
         )
         made = [_flat(row, index % samples) for index, row in enumerate(made)]
         files.append_jsonl(path, made)
+        resources.note(folder)
         rows += made
         valid = np.mean([row["rule"] is None for row in rows])
         progress.update(min(start + size, len(questions)), {"valid": valid})

@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     folder = workdirs.open_phase(workdir, "export", config)
     if (summary := workdirs.finished(folder)) is not None:
         return summary
-    init = config.model.init or common.find_run(workdir, ("rl", "sft"), "config.model.init")
+    init = common.model_place(config, workdir)
     model = load(init, config)
     directory = folder / "hf"
     card = model_card.render(init, model, config)

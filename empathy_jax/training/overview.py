@@ -1,7 +1,6 @@
 """What a chain of phases came to: a table, one answered question, and how to load the result."""
 
-import resource
-import sys
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,34 +13,49 @@ _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def show(workdir: Path, summaries: Mapping[str, dict]) -> dict:
-    """Print the overview of the phases just run, and write `WORKDIR/summary.json`.
+    """Print the overview of a chain of phases, and write `WORKDIR/summary.json`.
+
+    A file that holds these very summaries already is left alone.
 
     Args:
       workdir: folder of the run.
       summaries: phase to its summary, in the order they ran.
 
     Returns:
-      What was written: `phases` (the summaries), `table`, `seconds`, `peak_memory_bytes`.
+      What the file holds: `phases` (the summaries), `table`, `seconds`, `peak_memory_bytes`.
     """
-    table = rows(summaries)
-    result = {
-        "phases": dict(summaries),
-        "table": [dict(zip(_HEADER, row, strict=True)) for row in table],
-        "seconds": round(sum(summary["seconds"] for summary in summaries.values()), 1),
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    files.write_json(workdir / "summary.json", result)
-    parts = [align([_HEADER, *(tuple(_cell(value) for value in row) for row in table)])]
+    path = workdir / "summary.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if result.get("phases") != summaries:
+        result = collect(summaries)
+        files.write_json(path, result)
+    parts = [_table(summaries)]
     if "evaluate" in summaries:
-        parts[0] += "\nevaluate: before is the floor, the references of a different question"
         parts.append(_example(workdir / "evaluate" / "generations.jsonl"))
     if "export" in summaries:
         lines = "\n".join(f"  {line}" for line in summaries["export"]["usage"])
         parts.append(f"exported to {summaries['export']['directory']}; in transformers:\n{lines}")
-    memory = result["peak_memory_bytes"] / 2**20
-    parts.append(f"{result['seconds']:.1f} seconds, peak memory {memory:.0f} MiB")
+    parts.append(_used(result))
     print("\n" + "\n\n".join(parts), flush=True)
     return result
+
+
+def show_phase(folder: Path, summaries: Mapping[str, dict]) -> None:
+    """Print what one phase came to, and the folder that holds it."""
+    (summary,) = summaries.values()
+    print(f"\n{_table(summaries)}\n{_used(summary)}: {folder}", flush=True)
+
+
+def collect(summaries: Mapping[str, dict]) -> dict:
+    """The figures of several phases in one: seconds added up, the highest peak of memory."""
+    return {
+        "phases": dict(summaries),
+        "table": [dict(zip(_HEADER, row, strict=True)) for row in rows(summaries)],
+        "seconds": round(sum(summary["seconds"] for summary in summaries.values()), 1),
+        "peak_memory_bytes": max(
+            summary.get("peak_memory_bytes", 0) for summary in summaries.values()
+        ),
+    }
 
 
 def rows(summaries: Mapping[str, dict]) -> list[tuple]:
@@ -70,12 +84,6 @@ def align(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
-
-
 def describe(row: Mapping) -> str:
     """One generation for a person to read; control characters (escape codes) are taken out."""
     parts = [("question", row["question"])]
@@ -98,6 +106,18 @@ def printable(text: str) -> str:
         if c == "\n"
         or (unicodedata.category(c) != "Cc" and unicodedata.bidirectional(c) not in _DIRECTIONS)
     )
+
+
+def _table(summaries: Mapping[str, dict]) -> str:
+    table = align([_HEADER, *(tuple(_cell(value) for value in row) for row in rows(summaries))])
+    if "evaluate" in summaries:
+        table += "\nevaluate: before is the floor, the references of a different question"
+    return table
+
+
+def _used(used: Mapping) -> str:
+    memory = used.get("peak_memory_bytes", 0) / 2**20
+    return f"{used['seconds']:.1f} seconds, peak memory {memory:.0f} MiB"
 
 
 def _example(path: Path) -> str:

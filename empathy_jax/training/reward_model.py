@@ -152,6 +152,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         seed=config.seed,
     )
     common.save_model_folder(folder, model)
+    common.announce("reward_model", model, records)
 
     # State and compiled steps.
     names = [field.name for field in dataclasses.fields(Settings)]
@@ -199,7 +200,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                     f"{found['pairwise_accuracy']:.3f}, recall@1 {found['recall_at_1']:.3f}"
                 )
             if last:
-                files.write_json(folder / "calibration.json", found)
+                settled = {"max_tokens": config.reward_model.max_tokens, **found}
+                files.write_json(folder / "calibration.json", settled)
             if last or sigterm or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, common.checkpoint_items(state, frozen))
@@ -219,11 +221,7 @@ def _load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     section = config.reward_model
     if section.init:
         model = common.load_model(section.init, section, "config.reward_model", None, layout)
-        if model.config.max_positions < section.max_tokens:
-            raise ValueError(
-                f"config.reward_model.max_tokens is {section.max_tokens}, but {section.init} reads "
-                f"{model.config.max_positions} positions at most; lower it to that"
-            )
+        _check_positions(model, section.max_tokens, "config.reward_model.max_tokens", section.init)
         return dataclasses.replace(model, pooling=section.pooling)
     if section.tokenizer:
         tokenizer = tokenizers.load_plain(section.tokenizer, section.vocab_size)
@@ -234,6 +232,14 @@ def _load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     architecture = encoder.EncoderConfig(max_positions=section.max_tokens, **values)
     params = common.fresh_params(common.stream(config.seed, "init"), architecture, layout)
     return Model(architecture, {"params": params}, tokenizer, pooling=section.pooling)
+
+
+def _check_positions(model: Model, max_tokens: int, field: str, init: str) -> None:
+    if model.config.max_positions < max_tokens:
+        raise ValueError(
+            f"{field} is {max_tokens}, but {init} reads {model.config.max_positions} positions at "
+            "most; lower it to that"
+        )
 
 
 class Scorer:
@@ -281,6 +287,8 @@ class Scorer:
 def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
     """The reward model of `config.reward_model.init`, or of WORKDIR/reward_model.
 
+    Texts are cut and pooled as they were when it was calibrated, whatever the config says now.
+
     Raises:
       ValueError: when there is none, or it was never calibrated (an untrained import).
     """
@@ -292,6 +300,12 @@ def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
             f"{init} has no calibration.json, so its scores have no scale; run the phase "
             "reward_model from it and give that run's folder as config.reward_model.init"
         )
-    model = common.load_model(init, section, "config.reward_model", None, layout)
     calibrated = json.loads(path.read_text(encoding="utf-8"))
-    return Scorer(model.variables, model, section.max_tokens, calibrated, layout)
+    if "max_tokens" not in calibrated:
+        raise ValueError(
+            f"{path} has no max_tokens; add the config.reward_model.max_tokens that the run was "
+            "made with, or run the phase reward_model again"
+        )
+    model = common.load_model(init, section, "config.reward_model", None, layout)
+    _check_positions(model, calibrated["max_tokens"], f"max_tokens of {path}", init)
+    return Scorer(model.variables, model, calibrated["max_tokens"], calibrated, layout)

@@ -5,6 +5,7 @@ import json
 import operator
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from empathy_jax import files
+from empathy_jax import checkpoint, files, resources
+from empathy_jax.training import common
 
 # Fields that may change between a run and its resumption: they do not change what is computed, or
 # say how much of it.
@@ -55,6 +57,18 @@ OTHERS_FIELDS = {
 }  # fmt: skip
 # Files that only a run which has read its inputs leaves behind.
 BEGUN = ("metrics.jsonl", "generations.jsonl", "chains.jsonl", "summary.json")
+# What phases leave that are done anew when their models have changed, the mark of the end first.
+REMADE = {
+    "evaluate": (
+        "summary.json",
+        "resources.json",
+        "scores.json",
+        "report.html",
+        "rejected.jsonl",
+        "generations.jsonl",
+    ),
+    "export": ("summary.json", "resources.json", "hf"),
+}
 # Fields that count something and must be 1 or more.
 COUNTS = (
     "steps",
@@ -81,17 +95,22 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     """Make `WORKDIR/<phase>` ready, or refuse it when it holds a different run.
 
+    What `evaluate` and `export` made of other models than those now there is removed, to be made
+    anew.
+
     Returns:
-      The folder, holding `config.json` (resolved) and `environment.json`.
+      The folder, holding `config.json` (resolved), `inputs.json` and `environment.json`.
 
     Raises:
-      ValueError: when the folder was made with other values; names each differing field.
+      ValueError: when the folder was made with other values or, in training, from other models;
+        names each difference.
     """
     _check_counts(config)
     folder = workdir / phase
     resolved = json.loads(config.to_json_best_effort())
     written = folder / "config.json"
     begun = any(_has_content(folder / name) for name in BEGUN)
+    taken = models_taken(workdir, phase, config)
     if begun and written.exists():
         before = json.loads(written.read_text(encoding="utf-8"))
         differing = [
@@ -110,13 +129,76 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
             f"{folder} is not empty and has no config.json, so it is not a run of this program; "
             "choose another --workdir"
         )
+    if begun and (folder / "inputs.json").exists():
+        taken = _check_models(folder, phase, taken)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.explain(error, folder) from error
     files.write_json(written, resolved)
+    files.write_json(folder / "inputs.json", taken)
     files.write_json(folder / "environment.json", environment())
+    resources.begin(folder)
     return folder
+
+
+def models_taken(workdir: Path, phase: str, config: ConfigDict) -> dict[str, dict]:
+    """The models that a phase takes in, as they lie on the disk now.
+
+    Returns:
+      `model` and `reward_model`, where there is one, each with its `place` (`init`, or the phase of
+      the same WORKDIR) and, of a run, the newest checkpoint's `step` and the `digest` of its files.
+    """
+    taken = {}
+    for name, phases in common.MODELS.get(phase, {}).items():
+        init = config[name].init
+        run = Path(init) if init else common.first_run(workdir, phases)
+        if run is not None:
+            taken[name] = {"place": init or run.name, **_newest_checkpoint(run)}
+    return taken
+
+
+def _newest_checkpoint(run: Path) -> dict:
+    steps = checkpoint.steps(run / "checkpoints")
+    if not steps:
+        return {}
+    return {
+        "step": steps[-1],
+        "digest": files.sha256(run / "checkpoints" / f"{steps[-1]}.json"),
+    }
+
+
+def _check_models(folder: Path, phase: str, taken: dict[str, dict]) -> dict[str, dict]:
+    """The models of the phase in `folder`: those it holds, or `taken` when it is done anew.
+
+    A model that is gone since makes no result stale.
+    """
+    before = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+    changes = "; ".join(
+        f"{name} was {_describe(before.get(name))} and is now {_describe(now)}"
+        for name, now in taken.items()
+        if before.get(name) != now
+    )
+    if not changes:
+        return before
+    if phase not in REMADE:
+        raise ValueError(
+            f"{folder} was begun from other models: {changes}. Choose another --workdir, or delete "
+            f"{folder}"
+        )
+    print(f"[{phase}] done anew: {changes}", flush=True)
+    for name in REMADE[phase]:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return taken
+
+
+def _describe(model: dict | None) -> str:
+    if model is None:
+        return "absent"
+    if "step" not in model:
+        return model["place"]
+    return f"{model['place']} at step {model['step']} (digest {model['digest'][:8]})"
 
 
 def _check_counts(config: ConfigDict) -> None:
@@ -152,12 +234,18 @@ def finish(folder: Path, phase: str, began: float, figures: list[dict], **more: 
     Args:
       folder: `WORKDIR/<phase>`.
       phase: its name.
-      began: `time.monotonic()` at the phase's start; a resumed run counts its last part.
+      began: `time.monotonic()` at the start of this part; earlier parts of a resumed run are added.
       figures: {"name", "before", "after", "error_before"?, "error_after"?} each.
       more: further facts, JSON values.
     """
-    seconds = round(time.monotonic() - began, 1)
-    summary = {"phase": phase, "seconds": seconds, "figures": figures, **more}
+    used = resources.note(folder)
+    summary = {
+        "phase": phase,
+        "seconds": round(used["earlier_seconds"] + time.monotonic() - began, 1),
+        "peak_memory_bytes": used["peak_memory_bytes"],
+        "figures": figures,
+        **more,
+    }
     files.write_json(folder / "summary.json", summary)
     return summary
 

@@ -34,7 +34,7 @@ def make_policy_run(root: Path, config: ConfigDict, texts: list[str]) -> common.
         adapters = model.module.init_lora(common.stream(0, "lora"), model.config)
         # As if trained: B is not zero any more.
         variables["lora"] = jax.tree.map(lambda leaf: leaf + 0.05, adapters)
-    _save(folder, variables)
+    save(folder, variables)
     return dataclasses.replace(model, variables=variables)
 
 
@@ -48,10 +48,11 @@ def make_reward_run(root: Path, config: ConfigDict, tokenizer) -> common.Model:
     params = common.fresh_params(common.stream(0, "init"), architecture, layout)
     model = common.Model(architecture, {"params": params}, tokenizer, pooling="mean")
     common.save_model_folder(folder, model)
-    _save(folder, model.variables)
+    save(folder, model.variables)
     return model
 
 
-def _save(folder: Path, variables: dict) -> None:
+def save(folder: Path, variables: dict, step: int = 1) -> None:
+    """A checkpoint of a run; a further one is as if the run had gone on."""
     with Checkpointer(folder / "checkpoints") as checkpointer:
-        checkpointer.save(1, {"model": variables})
+        checkpointer.save(step, {"model": variables})

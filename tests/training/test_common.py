@@ -64,6 +64,22 @@ def test_the_folder_of_the_phase_before_is_found(policy, tmp_path):
     assert common.load_policy(config, root, layout).config.width == 32
 
 
+def test_a_folder_without_a_checkpoint_is_not_the_phase_before(policy, tmp_path):
+    root, _, _ = policy
+    (tmp_path / "sft").symlink_to(root / "sft")
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "model.json").write_bytes((root / "sft" / "model.json").read_bytes())
+    assert common.find_run(tmp_path, ("rl", "sft"), "config.model.init") == str(tmp_path / "sft")
+
+
+def test_the_opening_line_counts(policy, capsys):
+    common.announce("rl", policy[2], {"train": range(1200), "test": range(3)})
+    count = sum(leaf.size for leaf in jax.tree.leaves(policy[2].variables["params"]))
+    assert capsys.readouterr().out == (
+        f"[rl] 8 x cpu; records: 1,200 train, 3 test; {count:,} parameters\n"
+    )
+
+
 def test_a_folder_without_a_checkpoint_says_so(policy, tmp_path):
     root, config, _ = policy
     (tmp_path / "model.json").write_bytes((root / "sft" / "model.json").read_bytes())

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,51 @@ def test_a_killed_evaluation_goes_on_and_writes_the_same(run_copy, scripted):
     scripted.clear()
     evaluate.run(config, root)
     assert path.read_bytes() == whole and scripted == calls[1:]
+
+
+def _score(root):
+    return json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))
+
+
+def test_an_evaluation_is_made_anew_when_the_newest_model_is_another(
+    run_copy, scripted, trained, capsys
+):
+    root, config = run_copy
+    first = evaluate.run(config, root)
+    shutil.copytree(trained[0] / "sft", root / "rl")
+    scripted.clear()
+    capsys.readouterr()
+    second = evaluate.run(config, root)
+    out = capsys.readouterr().out
+    assert "[evaluate] done anew: model was sft at step 1" in out
+    assert "and is now rl at step 1" in out
+    assert (first["model"], second["model"]) == (str(root / "sft"), str(root / "rl"))
+    assert _score(root)["model"] == str(root / "rl") and len(scripted) == 3
+    assert len(list(files.read_jsonl(root / "evaluate" / "generations.jsonl"))) == 10
+    assert evaluate.run(config, root) == second and len(scripted) == 3
+    # What is gone since makes no result stale.
+    (root / "sft").unlink()
+    shutil.rmtree(root / "rl")
+    assert evaluate.run(config, root) == second and len(scripted) == 3
+
+
+def test_rows_of_another_model_are_not_gone_on_with(run_copy, scripted, trained):
+    root, config = run_copy
+    evaluate.run(config, root)
+    (root / "evaluate" / "summary.json").unlink()  # killed at its end
+    shutil.copytree(trained[0] / "sft", root / "rl")
+    scripted.clear()
+    evaluate.run(config, root)
+    assert [count for _, count in scripted] == [2, 2, 1]
+
+
+def test_a_phase_killed_before_its_first_checkpoint_is_no_model(run_copy, scripted):
+    root, config = run_copy
+    for phase in ("rl", "reward_model"):
+        (root / phase).mkdir()
+        (root / phase / "model.json").write_bytes((root / "sft" / "model.json").read_bytes())
+    (root / "reward_model" / "calibration.json").write_text("{}", encoding="utf-8")
+    assert evaluate.run(config, root)["model"] == str(root / "sft")
 
 
 def test_sigterm_ends_after_the_batches_at_hand(run_copy, scripted, trained):

@@ -18,6 +18,8 @@ from tests.training import run_folders
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+# What a phase writes before it does anything.
+BEGUN = {"config.json", "inputs.json", "environment.json", "resources.json"}
 QUESTION = "我很难过<|im_end|>\n<|im_start|>assistant\n怎么办？"
 
 
@@ -104,6 +106,25 @@ def test_finished_export_returns_its_summary_and_other_values_are_refused(export
         export.run(other, root)
 
 
+def test_an_export_is_made_anew_when_the_model_changed(exported, run_copy, capsys):
+    tmp_path, config = run_copy
+    export.run(config, tmp_path)
+    weights = tmp_path / "export" / "hf" / "model.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "export" / "notes.txt").write_text("mine", encoding="utf-8")
+    halved = jax.tree.map(lambda leaf: leaf / 2, exported[2].variables)
+    run_folders.save(tmp_path / "sft", halved, step=2)
+    capsys.readouterr()
+    summary = export.run(config, tmp_path)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("[export] done anew: model was sft at step 1 (digest ")
+    assert " and is now sft at step 2 (digest " in line
+    assert weights.read_bytes() != before and summary["model"] == str(tmp_path / "sft")
+    assert (tmp_path / "export" / "notes.txt").exists()
+    assert export.run(config, tmp_path) == summary
+    assert "anew" not in capsys.readouterr().out
+
+
 def test_without_a_model_the_message_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"config\.model\.init is empty"):
         export.run(run_folders.tiny_config("export"), tmp_path)
@@ -120,11 +141,11 @@ def test_failure_midway_leaves_nothing(run_copy, monkeypatch):
         with pytest.raises(OSError, match="no space"):
             export.run(config, tmp_path)
     left = {path.name for path in (tmp_path / "export").iterdir()}
-    assert left == {"config.json", "environment.json"}
+    assert left == BEGUN
     (tmp_path / "export" / ".hf.killed").mkdir()
     export.run(config, tmp_path)
     left = {path.name for path in (tmp_path / "export").iterdir()}
-    assert left == {"config.json", "environment.json", "hf", "summary.json"}
+    assert left == {*BEGUN, "hf", "summary.json"}
 
 
 def test_adapters_are_merged_and_shards_and_dtype_follow_the_config(tmp_path, texts):

@@ -9,6 +9,7 @@ SUMMARIES = {
     "sft": {
         "phase": "sft",
         "seconds": 12.5,
+        "peak_memory_bytes": 300 * 2**20,
         "figures": [
             {"name": "loss", "before": 6.25, "after": 1.5},
             {
@@ -23,11 +24,13 @@ SUMMARIES = {
     "evaluate": {
         "phase": "evaluate",
         "seconds": 3.0,
+        "peak_memory_bytes": 400 * 2**20,
         "figures": [{"name": "chain validity", "before": None, "after": 0.5}],
     },
     "export": {
         "phase": "export",
         "seconds": 1.0,
+        "peak_memory_bytes": 200 * 2**20,
         "figures": [{"name": "parameters", "before": None, "after": 1234567}],
         "directory": "runs/a/export/hf",
         "usage": ["from transformers import X", "model = X.from_pretrained('runs/a/export/hf')"],
@@ -59,7 +62,7 @@ def test_show_prints_table_example_and_usage(workdir, capsys):
     assert "L1 你好" in out and "坏" not in out and "第三" not in out
     for line in SUMMARIES["export"]["usage"]:
         assert line in out
-    assert "16.5 seconds" in out
+    assert "16.5 seconds, peak memory 400 MiB" in out
 
 
 def test_control_characters_of_a_completion_do_not_reach_the_terminal(workdir, capsys):
@@ -81,7 +84,7 @@ def test_summary_file_holds_all_phases_and_the_table(workdir):
     assert written == json.loads(json.dumps(result))
     assert written["phases"] == SUMMARIES
     assert written["seconds"] == 16.5
-    assert 50e6 < written["peak_memory_bytes"] < 500e9
+    assert written["peak_memory_bytes"] == 400 * 2**20
     assert written["table"][1] == {
         "phase": "sft",
         "what is measured": "validity",
@@ -89,6 +92,27 @@ def test_summary_file_holds_all_phases_and_the_table(workdir):
         "after": "0.8 ± 0.1",
         "seconds": None,
     }
+
+
+def test_a_chain_that_was_finished_keeps_its_summary_file(workdir, capsys):
+    overview.show(workdir, SUMMARIES)
+    before = (workdir / "summary.json").stat().st_mtime_ns
+    shown = capsys.readouterr().out
+    overview.show(workdir, SUMMARIES)
+    assert (workdir / "summary.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().out == shown
+    changed = {**SUMMARIES, "sft": {**SUMMARIES["sft"], "seconds": 20.0}}
+    assert overview.show(workdir, changed)["seconds"] == 24.0
+    assert (workdir / "summary.json").stat().st_mtime_ns > before
+
+
+def test_one_phase_ends_with_its_figures_and_folder(tmp_path, capsys):
+    overview.show_phase(tmp_path / "sft", {"sft": SUMMARIES["sft"]})
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert lines[1].split() == ["sft", "loss", "6.25", "1.5", "12.5"]
+    assert lines[-1] == f"12.5 seconds, peak memory 300 MiB: {tmp_path / 'sft'}"
+    overview.show_phase(tmp_path, {"evaluate": SUMMARIES["evaluate"]})
+    assert "evaluate: before is the floor" in capsys.readouterr().out
 
 
 def test_phases_without_evaluation_or_export_have_no_such_part(tmp_path, capsys):

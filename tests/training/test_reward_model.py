@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,43 @@ def test_a_score_does_not_depend_on_its_batch(scorer):
     others = scorer.similarity(questions, answers[1:] + answers[:1])
     assert together.mean() > others.mean()
     assert np.isfinite(scorer.similarity([""], [""])).all()
+
+
+def test_a_scorer_reads_as_it_was_calibrated(tiny_run, tmp_path, monkeypatch):
+    shutil.copytree(tiny_run.root / "reward_model", tmp_path / "reward_model")
+    config = tiny_runs.make_config("rl", {**tiny_run.inputs, "reward_model.max_tokens": 7})
+    layout = common.sharding.make_layout(config.mesh)
+    lengths = []
+
+    def text_ids(tokenizer, text, max_tokens):
+        lengths.append(max_tokens)
+        return original(tokenizer, text, max_tokens)
+
+    original = reward_model.tokenizers.text_ids
+    monkeypatch.setattr(reward_model.tokenizers, "text_ids", text_ids)
+    reward_model.load_scorer(config, tmp_path, layout).embed(["累"])
+    assert lengths == [128]
+    path = tmp_path / "reward_model" / "calibration.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found.pop("max_tokens") == 128
+    path.write_text(json.dumps({**found, "max_tokens": 999}), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"max_tokens of .*calibration\.json is 999.*128 positions"
+    ):
+        reward_model.load_scorer(config, tmp_path, layout)
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has no max_tokens; add the config\.reward_model\.max"):
+        reward_model.load_scorer(config, tmp_path, layout)
+
+
+def test_training_reads_no_more_than_the_imported_model_can(tiny_run, tmp_path):
+    values = {
+        "reward_model.init": str(tiny_run.root / "reward_model"),
+        "reward_model.max_tokens": 999,
+    }
+    config = tiny_runs.make_config("reward_model", {**tiny_run.inputs, **values})
+    with pytest.raises(ValueError, match=r"config\.reward_model\.max_tokens is 999.*128 positions"):
+        reward_model.run(config, tmp_path)
 
 
 def test_a_scorer_needs_a_calibrated_run(tiny_run, tmp_path):

@@ -2,11 +2,12 @@ import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from configs import common as configs
-from empathy_jax import files
+from empathy_jax import files, resources
 from empathy_jax.training import workdir
 
 
@@ -99,6 +100,79 @@ def test_the_summary_marks_the_end(tmp_path):
     summary = workdir.finish(tmp_path, "sft", 0.0, [{"name": "A"}], gain=2)
     assert workdir.finished(tmp_path) == summary
     assert summary["phase"] == "sft" and summary["gain"] == 2 and summary["seconds"] > 0
+
+
+def _make_run(folder, step, content):
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text("{}", encoding="utf-8")
+    files.write_json(folder / "checkpoints" / f"{step}.json", {"d": content})
+
+
+def _rl(**changes):
+    config = _config(**changes)
+    config.phase = "rl"
+    return config
+
+
+def test_training_from_models_that_changed_is_refused(tmp_path):
+    _make_run(tmp_path / "sft", 40, "a")
+    _make_run(tmp_path / "reward_model", 24, "b")
+    folder = workdir.open_phase(tmp_path, "rl", _rl())
+    found = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+    assert {name: (m["place"], m["step"]) for name, m in found.items()} == {
+        "model": ("sft", 40), "reward_model": ("reward_model", 24),
+    }  # fmt: skip
+    _begin(folder)
+    workdir.open_phase(tmp_path, "rl", _rl())
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    _make_run(tmp_path / "sft", 40, "another")
+    for name in (None, "summary.json"):  # resumed; finished
+        if name:
+            files.write_json(folder / name, {})
+            before[folder / name] = (folder / name).read_bytes()
+        with pytest.raises(ValueError) as error:
+            workdir.open_phase(tmp_path, "rl", _rl())
+        text = str(error.value)
+        assert f"{folder} was begun from other models: model was sft at step 40" in text
+        assert text.count("sft at step 40 (digest ") == 2 and "reward_model was" not in text
+        assert f"another --workdir, or delete {folder}" in text and "\n" not in text
+        assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_model_that_is_gone_does_not_hinder(tmp_path):
+    _make_run(tmp_path / "sft", 40, "a")
+    _make_run(tmp_path / "reward_model", 24, "b")
+    folder = workdir.open_phase(tmp_path, "rl", _rl())
+    _begin(folder)
+    recorded = (folder / "inputs.json").read_bytes()
+    for name in ("model.json", "checkpoints/24.json"):
+        (tmp_path / "reward_model" / name).unlink()
+    workdir.open_phase(tmp_path, "rl", _rl())
+    assert (folder / "inputs.json").read_bytes() == recorded
+
+
+def test_a_named_model_is_an_input_too(tmp_path):
+    _make_run(tmp_path / "other", 3, "a")
+    config = _config(model__init=str(tmp_path / "other"))
+    folder = workdir.open_phase(tmp_path, "sft", config)
+    _begin(folder)
+    _make_run(tmp_path / "other", 6, "a")
+    with pytest.raises(ValueError, match=r"other at step 3 \(.*is now .*other at step 6 \("):
+        workdir.open_phase(tmp_path, "sft", config)
+    config = _config(model__init="owner/name")
+    assert workdir.models_taken(tmp_path, "sft", config) == {"model": {"place": "owner/name"}}
+    assert workdir.models_taken(tmp_path, "sft", _config()) == {}
+
+
+def test_seconds_of_all_parts_are_added_up(tmp_path):
+    folder = workdir.open_phase(tmp_path, "sft", _config())
+    state = resources.note(folder)
+    files.write_json(folder / "resources.json", {**state, "seen": state["began"] + 50.0})
+    _begin(folder)
+    workdir.open_phase(tmp_path, "sft", _config())
+    summary = workdir.finish(folder, "sft", time.monotonic() - 2.0, [])
+    assert 52 <= summary["seconds"] < 60
+    assert 50e6 < summary["peak_memory_bytes"] < 500e9
 
 
 def test_sigterm_is_noted_while_watched():

@@ -173,7 +173,9 @@ def stop_when(
 def metrics(folder: Path) -> list[dict]:
     """Lines of metrics.jsonl without what a clock says."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.endswith("seconds")} for line in lines
+    ]
 
 
 def arrays(folder: Path, step: int, name: str = "model") -> dict[str, np.ndarray]:
