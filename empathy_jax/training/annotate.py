@@ -107,11 +107,10 @@ def _read(config: ConfigDict, workdir: Path) -> list[dict]:
                 " in this --workdir first, or name a file"
             )
         return [record for path in splits for record in files.read_jsonl(path)]
-    questions, rejects = readers.read_questions(data.questions, data.language, data.max_rejected)
     unreadable = workdir / "annotate" / "unreadable.jsonl"
-    files.write_jsonl(unreadable, rejects)
-    if rejects:
-        print(f"{len(rejects)} unreadable records are listed in {unreadable}")
+    (questions,) = readers.read_all(
+        readers.read_questions, [data.questions], data.language, data.max_rejected, unreadable
+    )
     return questions
 
 
