@@ -68,9 +68,9 @@ def load(init: str, config: ConfigDict) -> Model:
         if described["pooling"] is not None:
             language = None
         layout = sharding.make_layout(config.mesh)
-        return common.load_model(init, config.model, "config.model", language, layout)
+        return common.load_model(init, config.model, "config.model.init", language, layout)
     # Not through `load_model`, which casts all tensors to one dtype.
-    folder = hf.resolve(init)
+    folder = common.find_hugging_face(init, "config.model.init")
     architecture = hf.read_config(folder)
     source = config.model.tokenizer or str(folder)
     if common.module_of(architecture) is decoder:

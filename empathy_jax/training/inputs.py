@@ -79,24 +79,24 @@ def build_examples(
     The records of each split are narrowed to those that became examples, so that indices agree.
 
     Raises:
-      ValueError: for the first overlong record (`overlong="error"`), or a split left empty.
+      ValueError: for overlong records (`overlong="error"`), or a split left empty.
     """
+    everyone = [*records["train"], *records["validation"]]
+    built, rejects = examples_lib.build(everyone, make_example, config.data.overlong)
+    if rejects:
+        print(f"{len(rejects)} overlong records are listed in {folder / 'rejected.jsonl'}")
+        files.append_jsonl(folder / "rejected.jsonl", rejects)
+    by_id = {example["id"]: example for example in built}
     examples = {}
     for name in ("train", "validation"):
-        examples[name], rejects = examples_lib.build(
-            records[name], make_example, config.data.overlong
-        )
-        if rejects:
-            print(f"{len(rejects)} overlong records are listed in {folder / 'rejected.jsonl'}")
-            files.append_jsonl(folder / "rejected.jsonl", rejects)
-        if not examples[name]:
+        kept = [record for record in records[name] if record["id"] in by_id]
+        if not kept:
             raise ValueError(
-                f"all {len(rejects)} {name} records are too long; raise "
+                f"all {len(records[name])} {name} records are too long; raise "
                 f"config.data.max_prompt_tokens or config.data.max_completion_tokens. "
-                f"The first: {rejects[0]['reason']}"
+                f"The first reject: {rejects[0]['reason']}"
             )
-        kept = {example["id"] for example in examples[name]}
-        records[name] = [record for record in records[name] if record["id"] in kept]
+        records[name], examples[name] = kept, [by_id[record["id"]] for record in kept]
     return examples
 
 

@@ -88,7 +88,7 @@ def _examples(config, folder):
 
 
 def test_overlong_records_are_refused_or_set_aside(given, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"'long' has .* tokens, allowed are 128.*max_prompt_tok"):
+    with pytest.raises(ValueError, match=r"1 of 4\d records.*'long' has .* tokens, .* 128"):
         _examples(_config(given), tmp_path)
     records, examples = _examples(_config(given, data__overlong="reject"), tmp_path)
     # An index means the same record and example.
