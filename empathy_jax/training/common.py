@@ -97,20 +97,22 @@ def load_model(
 
     Raises:
       ValueError: for a missing place, unfitting tensors, an encoder where a chat template is asked
-        for, or a tokenizer with too many tokens.
+        for, or a tokenizer that does not fit the weights.
     """
     path = Path(init)
+    section_name = "config.model" if field == "config.model.init" else "config.reward_model"
     if is_run(path):
-        model = _load_run(path, layout)
+        model, own_tokenizer = _load_run(path, layout), path / "tokenizer"
     else:
-        model = _load_hugging_face(init, section.param_dtype, field, layout)
+        own_tokenizer = find_hugging_face(init, field)
+        model = _load_hugging_face(own_tokenizer, init, section.param_dtype, field, layout)
     if language is not None and model.module is not decoder:
         raise ValueError(
             f"{field} is {init!r}, an encoder ({type(model.config).__name__}); a policy is a "
             "decoder: Qwen3, Qwen2 or Llama"
         )
     fields = ("param_dtype", "compute_dtype", "remat", "lora_rank", "lora_alpha")
-    with naming_section("config.model" if field == "config.model.init" else "config.reward_model"):
+    with naming_section(section_name):
         config = dataclasses.replace(
             model.config, **{name: section[name] for name in fields if name in section}
         )
@@ -121,6 +123,8 @@ def load_model(
         tokenizer = tokenizers.load_plain(source, config.vocab_size)
     else:
         tokenizer = tokenizers.load(source, language, config.vocab_size)
+    if section.tokenizer:
+        tokenizers.check_same_ids(tokenizer, own_tokenizer, f"{section_name}.tokenizer", field)
     return dataclasses.replace(model, config=config, variables=variables, tokenizer=tokenizer)
 
 
@@ -176,8 +180,7 @@ def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encode
     )
 
 
-def _load_hugging_face(init: str, dtype: str, field: str, layout: Layout) -> Model:
-    folder = find_hugging_face(init, field)
+def _load_hugging_face(folder: Path, init: str, dtype: str, field: str, layout: Layout) -> Model:
     try:
         config = hf.read_config(folder)
     except ValueError as error:

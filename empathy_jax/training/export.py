@@ -77,6 +77,8 @@ def load(init: str, config: ConfigDict) -> Model:
         tokenizer = tokenizers.load(source, language, architecture.vocab_size)
     else:
         tokenizer = tokenizers.load_plain(source, architecture.vocab_size)
+    if config.model.tokenizer:
+        tokenizers.check_same_ids(tokenizer, folder, "config.model.tokenizer", "config.model.init")
     params = hf.load_params(folder, architecture)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return Model(architecture, {"params": params}, tokenizer, hf_config)

@@ -163,6 +163,33 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(policy, tmp_path):
         _load(root / "sft", config)
 
 
+def test_a_tokenizer_of_other_ids_is_refused(policy, hf_directory, tmp_path):
+    root, config, model = policy
+    config = config.copy_and_resolve_references()
+    config.model.tokenizer = str(tmp_path)
+    tokenizers.save(model.tokenizer, tmp_path)
+    assert _load(hf_directory, config).tokenizer.get_vocab() == model.tokenizer.get_vocab()
+    # Smaller than the weights' own, and learnt without the tags, which came first there.
+    tokenizers.save(tokenizers.train(TEXTS, 300), tmp_path)
+    message = r"config\.model\.tokenizer shares .* config\.model\.init have another id"
+    for init in (root / "sft", hf_directory):
+        with pytest.raises(ValueError, match=message):
+            _load(init, config)
+    config.model.init = str(hf_directory)
+    with pytest.raises(ValueError, match=message):
+        export.load(str(hf_directory), config)
+    with pytest.raises(
+        ValueError, match=r"config\.reward_model\.tokenizer shares .*reward_model\."
+    ):
+        common.load_model(
+            str(hf_directory),
+            config.model,
+            "config.reward_model.init",
+            None,
+            common.sharding.make_layout(config.mesh),
+        )
+
+
 def test_a_place_that_does_not_exist_names_the_field(policy):
     _, config, _ = policy
     with pytest.raises(ValueError, match=r"config\.model\.init is .no/such/place"):
