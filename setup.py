@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["empathy_jax", "empathy_jax.*"]),
     package_data={"empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"]},
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1",
         "charset-normalizer>=3.4",  # encodings of dumps

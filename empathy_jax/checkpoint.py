@@ -7,6 +7,10 @@ whose files still have these digests, and says which newer ones it had to pass o
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ class Checkpointer:
         self._folder, self._keep = folder.absolute(), keep
         self._folder.mkdir(parents=True, exist_ok=True)
         self._pending: tuple[int, Any] | None = None
+        logging.get_absl_logger().addFilter(_is_news)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save `state` (a dict of pytrees) as `step`; returns before the disk has it.
@@ -49,33 +54,57 @@ class Checkpointer:
             return
         manifest.unlink(missing_ok=True)
         files.require_space(self._folder, pytree.tree_bytes(state) + OVERHEAD_BYTES)
-        response = ocp.save_checkpointables_async(self._folder / str(step), state, overwrite=True)
+        with self._nothing_half_written(step):
+            response = ocp.save_checkpointables_async(
+                self._folder / str(step), state, overwrite=True
+            )
         self._pending = step, response
 
     def wait(self) -> None:
-        """Wait for the save under way, note its digests, and drop checkpoints beyond `keep`."""
+        """Wait for the save under way, note its digests, and drop checkpoints beyond `keep`.
+
+        Raises:
+          OSError: when the disk refused it; nothing of it is left then.
+        """
         if self._pending is None:
             return
         step, response = self._pending
         self._pending = None
-        try:
+        with self._nothing_half_written(step):
             response.result()
             files.write_json(_manifest(self._folder, step), _digests(self._folder / str(step)))
-        except Exception as error:
-            shutil.rmtree(self._folder / str(step), ignore_errors=True)
-            raise OSError(
-                f"checkpoint {step} in {self._folder} was not written: {error}"
-            ) from error
         kept = steps(self._folder)[-self._keep :]
         for path in self._folder.iterdir():
             if path.stem.isdigit() and int(path.stem) not in kept:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+    @contextmanager
+    def _nothing_half_written(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # Other threads of orbax may write on for a moment.
+            for _ in range(10):
+                unfinished = self._folder.glob(f"{step}.orbax-checkpoint-tmp*")
+                for path in (self._folder / str(step), *unfinished):
+                    shutil.rmtree(path, ignore_errors=True)
+                time.sleep(0.1)
+            reason = " ".join(str(error).split())
+            raise OSError(
+                f"checkpoint {step} in {self._folder} was not written: {reason}; free some space or "
+                "choose another --workdir"
+            ) from error
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.wait()
+
+
+def _is_news(record: LogRecord) -> bool:
+    """False for tracebacks that orbax logs in its threads: `wait` raises the same errors."""
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
 
 
 def steps(folder: Path) -> list[int]:

@@ -63,7 +63,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
     phases = config.phases or (config.phase,)
     for phase in phases:
         if phase not in PHASES:
-            raise ValueError(f"config.phase {phase!r} is not one of {', '.join(PHASES)}")
+            named = (
+                f"config.phases has {phase!r}, which"
+                if config.phases
+                else f"config.phase {phase!r}"
+            )
+            how = "; write several as --config.phases=\"('sft','rl')\"" if config.phases else ""
+            raise ValueError(f"{named} is not one of {', '.join(PHASES)}{how}")
     from empathy_jax.training import overview
     from empathy_jax.training import workdir as workdirs
 

@@ -12,7 +12,14 @@ def make_schedule(config: Any, steps: int) -> optax.Schedule:
     Args:
       config: `config.optimizer`: learning_rate, warmup_steps, schedule, final_fraction.
       steps: optimizer updates of the whole run.
+
+    Raises:
+      ValueError: for a learning rate that is not above 0, or an unknown schedule.
     """
+    if not config.learning_rate > 0:
+        raise ValueError(
+            f"config.optimizer.learning_rate is {config.learning_rate}; it must be above 0"
+        )
     peak, warmup = config.learning_rate, min(config.warmup_steps, max(steps - 1, 0))
     final = peak * config.final_fraction
     decay_steps = max(steps - warmup, 1)

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from empathy_jax import checkpoint, files
 from empathy_jax.checkpoint import Checkpointer, CheckpointError
+from tests.conftest import ROOT
 
 
 def _state(value: float) -> dict:
@@ -193,6 +196,36 @@ def test_a_save_that_fails_leaves_nothing_to_believe(folder, monkeypatch):
     ):
         checkpointer.save(4, _state(4))
     assert checkpoint.steps(folder) == [2, 3] and not (folder / "4").exists()
+
+
+_REFUSED = """
+import resource, sys
+from pathlib import Path
+import jax
+from empathy_jax.checkpoint import Checkpointer
+limit = int(sys.argv[2])
+state = {"model": jax.random.normal(jax.random.key(0), (1 << 16,))}
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with Checkpointer(Path(sys.argv[1])) as checkpointer:
+        checkpointer.save(4, state)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 100_000])
+def test_a_write_that_the_disk_refuses_leaves_one_message_and_no_file(folder, limit):
+    """In a process that may write no more than `limit` bytes to a file."""
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSED, str(folder), str(limit)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"checkpoint 4 in {folder} was not written: ")
+    assert "too large" in line and line.endswith("; free some space or choose another --workdir")
+    assert "raised an exception" not in done.stderr
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "2.json", "3", "3.json"]
 
 
 def test_digests_cover_every_file(folder):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
@@ -78,6 +79,14 @@ def test_every_imported_package_is_declared():
                 if not owners & declared:
                     undeclared.add(f"{path.relative_to(ROOT)}: {top}")
     assert not undeclared
+
+
+def test_pip_and_make_want_the_same_python():
+    accepted = SpecifierSet(SETUP["python_requires"])
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    first, last = re.search(r"\(3, (\d+)\) <= .* <= \(3, (\d+)\)", makefile).groups()
+    minors = [minor for minor in range(30) if f"3.{minor}" in accepted]
+    assert minors == list(range(int(first), int(last) + 1))
 
 
 def test_data_files_are_package_data():

@@ -68,7 +68,7 @@ def test_several_phases_in_order_with_their_own_values(ran, tmp_path, monkeypatc
 
 def test_nothing_runs_when_one_of_several_phases_is_unknown(ran, tmp_path):
     with pytest.raises(
-        ValueError, match=r"config\.phase 'sfft' is not one of corpus, annotate, sft"
+        ValueError, match=r"config\.phases has 'sfft', which is not one of corpus, annotate, sft"
     ):
         main.run(_config(phases=("sft", "sfft")), str(tmp_path))
     with pytest.raises(ValueError, match=r"--workdir is empty"):

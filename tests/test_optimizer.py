@@ -45,6 +45,12 @@ def test_unknown_schedule_names_field_and_choices():
         optimizer.make_schedule(_section(schedule="step"), 10)
 
 
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan")])
+def test_a_learning_rate_that_does_not_learn_is_refused(rate):
+    with pytest.raises(ValueError, match=r"config\.optimizer\.learning_rate is .*above 0"):
+        optimizer.make_schedule(_section(learning_rate=rate), 10)
+
+
 def test_only_matrices_decay():
     params = {
         "embedding": 0,

@@ -8,16 +8,29 @@ What cannot be used is never dropped in silence: it is returned as a reject
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from empathy_jax import files
 from empathy_jax.corpus import records as records_lib
 from empathy_jax.corpus import sample
 from empathy_jax.corpus.reading import formats, forms
 from empathy_jax.corpus.records import BadRecord, Record
 
 _SHOWN_CHARACTERS = 80
+
+
+class Unusable(ValueError):
+    """Too few of the records can be used.
+
+    Attributes:
+      rejects: all that cannot.
+    """
+
+    def __init__(self, message: str, rejects: list[Record]):
+        self.rejects = rejects
+        super().__init__(message)
 
 
 class Parsed(NamedTuple):
@@ -80,7 +93,7 @@ def read_questions(
       The records in the order of first sight, and the rejects.
 
     Raises:
-      ValueError: when there is nothing to read, nothing usable, or too many rejects.
+      ValueError: when there is nothing to read; `Unusable` for nothing usable or too many rejects.
     """
     if str(path_or_sample) == "sample":
         return sample.sample_questions(language), []
@@ -105,27 +118,66 @@ def read_questions(
 def read_chains(
     path_or_sample: str | Path, language: str = "zh", max_rejected: float = 0.1
 ) -> tuple[list[Record], list[Record]]:
-    """Chain records from a dump; of several with the same question the first is kept.
+    """Chain records from a dump; several with the same question are several records.
 
-    Args, Returns, Raises: as `read_questions`; the later ones of equal questions are rejects
-    ("duplicate").
+    Chains with identical texts become one, the first.
+
+    Args, Returns, Raises: as `read_questions`.
     """
     if str(path_or_sample) == "sample":
         return sample.sample_chains(language), []
     _check_share(max_rejected)
     found: dict[str, Record] = {}
+    accepted = 0
 
     def accept(value: Any, source: str) -> list[BadRecord]:
+        nonlocal accepted
         record = records_lib.chain_record(forms.mapping(value), forms.source_of(value, source))
-        first = found.setdefault(record["id"], record)
-        return [] if first is record else [BadRecord("duplicate")]
+        accepted += 1
+        if (first := found.setdefault(record["id"], record)) is not record:
+            id_ = records_lib.chain_id(record)
+            if id_ != records_lib.chain_id(first):
+                found.setdefault(id_, record | {"id": id_})
+        return []
 
     rejects: list[Record] = []
     for chunk in formats.chunks(path_or_sample, "config.data.chains"):
         for item in formats.items(chunk):
             rejects += _accepted(item, accept)
-    _check_rejects(path_or_sample, len(found), rejects, max_rejected, "config.data.chains")
+    _check_rejects(path_or_sample, accepted, rejects, max_rejected, "config.data.chains")
     return list(found.values()), rejects
+
+
+def read_all(
+    read: Callable[[Path | str, str, float], tuple[list[Record], list[Record]]],
+    paths: Sequence[Path | str],
+    language: str,
+    max_rejected: float,
+    rejects_file: Path,
+) -> list[list[Record]]:
+    """The records of each path; all rejects go to a file, also when they are too many.
+
+    Args:
+      read: `read_questions` or `read_chains`.
+      paths, language, max_rejected: each path, and what else `read` takes.
+      rejects_file: JSONL, written as a whole.
+
+    Raises:
+      ValueError: as `read`, with the name of that file.
+    """
+    found, rejects = [], []
+    try:
+        for path in paths:
+            records, bad = read(path, language, max_rejected)
+            found.append(records)
+            rejects += bad
+    except Unusable as error:
+        files.write_jsonl(rejects_file, rejects + error.rejects)
+        raise ValueError(f"{error} All of them are listed in {rejects_file}.") from error
+    files.write_jsonl(rejects_file, rejects)
+    if rejects:
+        print(f"{len(rejects)} unreadable records are listed in {rejects_file}")
+    return found
 
 
 def _accepted(
@@ -172,12 +224,13 @@ def _check_rejects(
     total = accepted + len(rejects)
     if len(rejects) > max_rejected * total:
         places = "; ".join(_place(reject) for reject in rejects[:3])
-        raise ValueError(
+        raise Unusable(
             f"{len(rejects)} of {total} records in {str(path)!r} cannot be used, more than the"
-            f" share {max_rejected} that config.data.max_rejected allows. The first: {places}."
+            f" share {max_rejected} that config.data.max_rejected allows. The first: {places}.",
+            rejects,
         )
     if not accepted:
-        raise ValueError(f"{str(path)!r} holds no usable record; change {field}.")
+        raise Unusable(f"{str(path)!r} holds no usable record; change {field}.", rejects)
 
 
 def _place(reject: Record) -> str:

@@ -5,7 +5,7 @@
     chain     {"id", "question", "L1", "L2", "L3", "L4", "answer", "teacher"?, "source"}
 
 Texts are in NFC without outer white space. Ids are derived from the texts, so two builds of one
-dump agree.
+dump agree: a chain has that of its question, further chains of the same question have their own.
 """
 
 import hashlib
@@ -103,6 +103,13 @@ def chain_record(value: Mapping[str, Any], source: str) -> Record:
     if value.get("teacher") is not None:
         record["teacher"] = clean(value["teacher"], "teacher")
     return record | {"source": source}
+
+
+def chain_id(record: Record) -> str:
+    """An id of a chain record by its question and its texts: several may share a question."""
+    fields = (*chain_of_empathy.LAYERS, "answer")
+    chain = chain_of_empathy.Chain(*(record[name] for name in fields))
+    return content_id(record["question"] + "\n" + chain_of_empathy.render(chain))
 
 
 def _answer(question: str, value: Mapping[str, Any]) -> Record:

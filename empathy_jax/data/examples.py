@@ -16,13 +16,19 @@ _SENTENCE = re.compile(r"[^。！？.!?]+[。！？.!?”’]*|[。！？.!?”�
 
 
 class Overlong(ValueError):
-    """A record has more tokens than the config allows."""
+    """A record has more tokens than the config allows.
+
+    Attributes:
+      part: "prompt" or "completion".
+      count: its tokens.
+      limit: how many are allowed.
+    """
 
     def __init__(self, record_id: str, part: str, count: int, limit: int):
-        field = f"config.data.max_{part}_tokens"
+        self.part, self.count, self.limit = part, count, limit
         super().__init__(
-            f"The {part} of record {record_id!r} has {count} tokens, allowed are {limit};"
-            f" raise {field} or leave the record out."
+            f"The {part} of record {record_id!r} has {count} tokens, allowed are {limit}"
+            f" (config.data.max_{part}_tokens)"
         )
 
 
@@ -92,7 +98,7 @@ def build(
       The examples in order, and the rejects as {"id", "reason"}.
 
     Raises:
-      Overlong: for the first record that is too long, with `overlong="error"`.
+      ValueError: for records that are too long, with `overlong="error"`.
     """
     if overlong not in ("error", "reject"):
         raise ValueError(
@@ -103,10 +109,20 @@ def build(
         try:
             examples.append(make_example(record))
         except Overlong as error:
-            if overlong == "error":
-                raise
-            rejects.append({"id": record["id"], "reason": str(error)})
-    return examples, rejects
+            rejects.append((record["id"], error))
+    if rejects and overlong == "error":
+        errors = [error for _, error in rejects]
+        raise ValueError(_say_overlong(errors, len(examples) + len(rejects)))
+    return examples, [{"id": id_, "reason": str(error)} for id_, error in rejects]
+
+
+def _say_overlong(errors: Sequence[Overlong], total: int) -> str:
+    longest = {error.part: error for error in sorted(errors, key=lambda error: error.count)}
+    return (
+        f"{len(errors)} of {total} records are too long. The longest: "
+        + "; ".join(str(error) for error in longest.values())
+        + ". Raise what is named, or set config.data.overlong=reject to leave such records out."
+    )
 
 
 def shuffled_examples(

@@ -38,6 +38,9 @@ _PAD_CANDIDATES = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|end_of_text|
 # How a tokenizer was loaded; transformers 5 writes it into the saved config.
 _LOAD_TIME_KEYS = ("backend", "is_local", "local_files_only")
 
+# One of them is in every directory that a tokenizer was saved to.
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+
 WHOLE_COUNT = 100_000  # times that a string to be kept whole is counted in `train`
 _TRAINED_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -115,6 +118,32 @@ def check_matches(tokenizer: transformers.PreTrainedTokenizerFast, model_vocab_s
             f"The tokenizer's largest token id is {largest}, but the model's vocabulary has"
             f" {model_vocab_size} rows: ids must be below it."
             " Change config.model.tokenizer (config.reward_model.tokenizer)."
+        )
+
+
+def check_same_ids(
+    tokenizer: transformers.PreTrainedTokenizerFast, weights: Path, field: str, weights_field: str
+) -> None:
+    """Checks that a token has the id under which the weights have learnt it.
+
+    Args:
+      tokenizer: to be used with weights that it did not come with.
+      weights: directory with the tokenizer that they came with; without one nothing is checked.
+      field, weights_field: of the config, where both come from.
+
+    Raises:
+      ValueError: when a token of both tokenizers has two ids; names the fields and one such token.
+    """
+    if not any((weights / name).is_file() for name in _VOCABULARY_FILES):
+        return
+    given, learnt = tokenizer.get_vocab(), load_plain(str(weights)).get_vocab()
+    shared = given.keys() & learnt.keys()
+    moved = sorted((token for token in shared if given[token] != learnt[token]), key=learnt.get)
+    if moved:
+        raise ValueError(
+            f"{len(moved)} of the {len(shared)} tokens that {field} shares with the tokenizer of"
+            f" {weights_field} have another id, such as {moved[0]!r}: {given[moved[0]]} and"
+            f" {learnt[moved[0]]}. The weights know the latter; leave {field} empty."
         )
 
 

@@ -5,10 +5,15 @@ and any word segmenter would become a part of the measure. What has no value (no
 is NaN, so that it can be left out of a mean instead of counting as 0.
 """
 
+import functools
+import os
 import re
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -87,16 +92,43 @@ def rouge_l(candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """
     if not candidates:
         return np.zeros(0)
-    # Costs seconds and 750 MB to import, and would otherwise claim the memory of every GPU.
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-    from tensorflow_text import metrics
-
+    tf, metrics = _tensorflow()
     pairs = zip(candidates, references, strict=True)
     split = zip(*((characters(a), characters(b)) for a, b in pairs), strict=True)
     ragged = [tf.strings.unicode_split(tf.constant(texts), "UTF-8") for texts in split]
     return metrics.rouge_l(*ragged, alpha=0.5).f_measure.numpy().astype(np.float64)
+
+
+@functools.cache
+def _tensorflow() -> tuple[ModuleType, ModuleType]:
+    """tensorflow and tensorflow_text.metrics; seconds and 750 MB, so imported where they are used.
+
+    TensorFlow sees no GPU: it would claim the memory of every one.
+    """
+    # Its native code logs before it has read TF_CPP_MIN_LOG_LEVEL.
+    with _without_stderr():
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
+        from tensorflow_text import metrics
+
+        tf.constant("")
+    return tf, metrics
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Sends standard error to nowhere, native code's included."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def units(text: str) -> list[str]:

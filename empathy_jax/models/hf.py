@@ -73,10 +73,14 @@ class CheckpointError(ValueError):
         super().__init__("\n".join(lines))
 
 
-def resolve(name_or_path: str | os.PathLike) -> Path:
+def resolve(name_or_path: str | os.PathLike, field: str) -> Path:
     """The local directory of a model: a directory as it is, a hub id after download.
 
     Only configuration, tokenizer and safetensors files are fetched.
+
+    Args:
+        name_or_path: directory or hub id.
+        field: of the config that it comes from, for messages.
 
     Raises:
         ValueError: when there is no such directory and no such model on the hub.
@@ -87,7 +91,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     name = str(name_or_path)
     if not _HUB_ID.fullmatch(name):
         raise ValueError(
-            f"model {name!r} is neither a directory nor a hub id (owner/name); correct model.init"
+            f"{field} is {name!r}, which is neither a directory nor a hub id (owner/name)"
         )
     # Imported here: a local directory needs no network client.
     from huggingface_hub import snapshot_download
@@ -96,8 +100,10 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     try:
         local = snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"])
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"model {name!r} is not a directory here and could not be fetched from the hub: {error}"
+            f"{field} is {name!r}, which is not a directory here and could not be fetched from the "
+            f"hub: {reason}"
         ) from error
     return Path(local)
 

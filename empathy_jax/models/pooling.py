@@ -2,9 +2,29 @@
 
 import jax.numpy as jnp
 
+from empathy_jax.models.decoder import DecoderConfig
+from empathy_jax.models.encoder import EncoderConfig
 from empathy_jax.types import Array, Bool, Float, Float32
 
 KINDS = ("mean", "cls", "last")
+
+
+def check_kind(kind: str, config: DecoderConfig | EncoderConfig, field: str) -> None:
+    """Refuses a pooling that does not go with an architecture.
+
+    In a decoder the first token has read nothing but itself; an encoder's token for a whole text is
+    its first.
+
+    Raises:
+        ValueError: names the field and what is allowed.
+    """
+    decodes = isinstance(config, DecoderConfig)
+    allowed = ("mean", "last") if decodes else ("mean", "cls")
+    if kind not in allowed:
+        raise ValueError(
+            f"{field} is {kind!r}, allowed for {'a decoder' if decodes else 'an encoder'} are "
+            f"{' and '.join(allowed)}"
+        )
 
 
 def pool(

@@ -100,7 +100,7 @@ def total(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
 
     Args:
       terms: name to rewards, all of one shape.
-      weights: name to weight (config.reward.weights), exactly the names of `terms`.
+      weights: name to weight (from config.rl.<name>_weight), exactly the names of `terms`.
 
     Raises:
       ValueError: names that do not match, or a term that holds NaN or infinity. A NaN that passed
@@ -108,7 +108,8 @@ def total(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
     """
     if set(terms) != set(weights):
         raise ValueError(
-            f"reward terms are {sorted(terms)} but config.reward.weights names {sorted(weights)}"
+            f"reward terms are {sorted(terms)}, but there are weights (config.rl.<name>_weight) for "
+            f"{sorted(weights)}"
         )
     for name, values in terms.items():
         if bad := np.size(values) - np.count_nonzero(np.isfinite(values)):

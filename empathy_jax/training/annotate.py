@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from empathy_jax import files
 from empathy_jax.corpus import annotate, readers
 from empathy_jax.corpus.annotate import Settings
 from empathy_jax.corpus.annotation import reporting, teacher
@@ -116,16 +115,14 @@ def _read(config: ConfigDict, workdir: Path) -> list[dict]:
     if sides is not None:
         # A corpus may do without a validation split.
         paths = [sides[name] for name in _SPLITS if sides[name].stat().st_size]
-    questions, rejects = [], []
-    for path in paths:
-        read, bad = readers.read_questions(path, data.language, data.max_rejected)
-        questions += read
-        rejects += bad
-    unreadable = workdir / "annotate" / "unreadable.jsonl"
-    files.write_jsonl(unreadable, rejects)
-    if rejects:
-        print(f"{len(rejects)} unreadable records are listed in {unreadable}")
-    return questions
+    found = readers.read_all(
+        readers.read_questions,
+        paths,
+        data.language,
+        data.max_rejected,
+        workdir / "annotate" / "unreadable.jsonl",
+    )
+    return [record for records in found for record in records]
 
 
 def _figures(report: dict) -> list[dict]:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,7 +109,7 @@ def load_model(
     Args:
       init: `WORKDIR/<phase>`, a local directory, or a hub id.
       section: `config.model` or `config.reward_model`: dtypes, remat, adapters, tokenizer.
-      field: that section's name, for messages.
+      field: where `init` comes from, such as "config.model.init", for messages.
       language: of the system prompt in the chat template; None for a reward model, which has none.
       layout: where the weights are laid out.
 
@@ -116,17 +117,26 @@ def load_model(
       The model; adapters of a finished run are merged into its weights, new ones are not made yet.
 
     Raises:
-      ValueError: for a missing place, unfitting tensors, or a tokenizer with too many tokens.
+      ValueError: for a missing place, unfitting tensors, an encoder where a chat template is asked
+        for, or a tokenizer that does not fit the weights.
     """
     path = Path(init)
+    section_name = "config.model" if field == "config.model.init" else "config.reward_model"
     if is_run(path):
-        model = _load_run(path, layout)
+        model, own_tokenizer = _load_run(path, layout), path / "tokenizer"
     else:
-        model = _load_hugging_face(init, section.param_dtype, field, layout)
+        own_tokenizer = find_hugging_face(init, field)
+        model = _load_hugging_face(own_tokenizer, init, section.param_dtype, field, layout)
+    if language is not None and model.module is not decoder:
+        raise ValueError(
+            f"{field} is {init!r}, an encoder ({type(model.config).__name__}); a policy is a "
+            "decoder: Qwen3, Qwen2 or Llama"
+        )
     fields = ("param_dtype", "compute_dtype", "remat", "lora_rank", "lora_alpha")
-    config = dataclasses.replace(
-        model.config, **{name: section[name] for name in fields if name in section}
-    )
+    with naming_section(section_name):
+        config = dataclasses.replace(
+            model.config, **{name: section[name] for name in fields if name in section}
+        )
     # A run's weights come in the dtype they were trained in.
     variables = jax.tree.map(lambda leaf: leaf.astype(config.param_dtype), model.variables)
     source = section.tokenizer or (str(path / "tokenizer") if is_run(path) else init)
@@ -134,7 +144,38 @@ def load_model(
         tokenizer = tokenizers.load_plain(source, config.vocab_size)
     else:
         tokenizer = tokenizers.load(source, language, config.vocab_size)
+    if section.tokenizer:
+        tokenizers.check_same_ids(tokenizer, own_tokenizer, f"{section_name}.tokenizer", field)
     return dataclasses.replace(model, config=config, variables=variables, tokenizer=tokenizer)
+
+
+@contextmanager
+def naming_section(section: str) -> Iterator[None]:
+    """Puts the config section before the field that an architecture refuses ("remat is ...")."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}.{error}") from error
+
+
+def find_hugging_face(init: str, field: str) -> Path:
+    """The directory of a Hugging Face model that `field` names.
+
+    Raises:
+      ValueError: when there is none; for a WORKDIR it names the runs in it.
+    """
+    refuse_workdir(init, field)
+    return hf.resolve(init, field)
+
+
+def refuse_workdir(init: str, field: str) -> None:
+    """Says which run in a WORKDIR is meant, where `field` names the WORKDIR itself."""
+    phases = ("rl", "sft") if field == "config.model.init" else ("reward_model",)
+    runs = [str(Path(init) / phase) for phase in phases if is_run(Path(init) / phase)]
+    if runs:
+        raise ValueError(
+            f"{field} is {init!r}, a --workdir; name the run in it: {' or '.join(runs)}"
+        )
 
 
 def _load_run(path: Path, layout: Layout) -> Model:
@@ -160,9 +201,11 @@ def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encode
     )
 
 
-def _load_hugging_face(init: str, dtype: str, field: str, layout: Layout) -> Model:
-    folder = hf.resolve(init)
-    config = hf.read_config(folder)
+def _load_hugging_face(folder: Path, init: str, dtype: str, field: str, layout: Layout) -> Model:
+    try:
+        config = hf.read_config(folder)
+    except ValueError as error:
+        raise ValueError(f"{field} is {init!r}: {error}") from error
     params = hf.load_params(folder, config, dtype)
     shardings = sharding.param_shardings(params, module_of(config).param_table(config), layout)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -181,12 +224,7 @@ def load_policy(
     section, language = config.model, config.data.language
     init = section.init if texts is not None else model_place(config, workdir)
     if init:
-        model = load_model(init, section, "config.model", language, layout)
-        if model.module is not decoder:
-            raise ValueError(
-                f"config.model.init is {init!r}, an encoder ({type(model.config).__name__}); a "
-                "policy is a decoder: Qwen3, Qwen2 or Llama"
-            )
+        model = load_model(init, section, "config.model.init", language, layout)
         _check_context(config, model.config)
         return model
     if section.tokenizer:
@@ -195,9 +233,10 @@ def load_policy(
         learnt = tokenizers.train(texts(), section.vocab_size, chain_of_empathy.TAGS)
         tokenizer = tokenizers.set_chat_template(learnt, language)
     fields = {field.name for field in dataclasses.fields(decoder.DecoderConfig)}
-    architecture = decoder.DecoderConfig(
-        **{name: value for name, value in section.items() if name in fields}
-    )
+    with naming_section("config.model"):
+        architecture = decoder.DecoderConfig(
+            **{name: value for name, value in section.items() if name in fields}
+        )
     _check_context(config, architecture)
     params = fresh_params(stream(config.seed, "init"), architecture, layout)
     return Model(architecture, {"params": params}, tokenizer)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from empathy_jax import sharding
 from empathy_jax.corpus import build, cleaning
 from empathy_jax.corpus.build import Embed, Settings, Source
-from empathy_jax.models.pooling import KINDS
+from empathy_jax.models.pooling import KINDS, check_kind
 from empathy_jax.training import common, reward_model
 from empathy_jax.training import workdir as workdirs
 
@@ -98,6 +98,7 @@ def _load_embed(config: ConfigDict) -> Embed | None:
     model = common.load_model(
         section.topic_encoder, own, "config.corpus.topic_encoder", None, layout
     )
+    check_kind(section.topic_pooling, model.config, "config.corpus.topic_pooling")
     model = dataclasses.replace(model, pooling=section.topic_pooling)
     if model.config.max_positions < section.topic_max_tokens:
         raise ValueError(

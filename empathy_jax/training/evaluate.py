@@ -74,6 +74,12 @@ def read_test_questions(config: ConfigDict, folder: Path, model: common.Model) -
       ValueError: when no question is left, or one is too long (`config.data.overlong="error"`).
     """
     records = inputs.read_questions(config, folder)["test"]
+    if not records:
+        raise ValueError(
+            f"the test split of config.data.questions ({config.data.questions!r}) is empty, with "
+            f"config.data.test_fraction {config.data.test_fraction}; name other questions than "
+            "those that the model was trained on, with a fraction above 0"
+        )
     make = functools.partial(
         examples_lib.prompt_example,
         tokenizer=model.tokenizer,
@@ -85,10 +91,9 @@ def read_test_questions(config: ConfigDict, folder: Path, model: common.Model) -
     kept = [record for record in records if record["id"] in fitting]
     if not kept:
         raise ValueError(
-            f"no question is left to evaluate: the test split of config.data.questions "
-            f"({config.data.questions!r}) has {len(records)}, of which {len(rejects)} are longer "
-            f"than config.data.max_prompt_tokens; raise that or config.data.test_fraction "
-            f"({config.data.test_fraction})"
+            f"no question is left to evaluate: all {len(rejects)} of the test split of "
+            f"config.data.questions ({config.data.questions!r}) are longer than "
+            f"config.data.max_prompt_tokens ({config.data.max_prompt_tokens}); raise that"
         )
     return kept[: config.evaluate.questions or None]
 

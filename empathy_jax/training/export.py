@@ -68,15 +68,17 @@ def load(init: str, config: ConfigDict) -> Model:
         if described["pooling"] is not None:
             language = None
         layout = sharding.make_layout(config.mesh)
-        return common.load_model(init, config.model, "config.model", language, layout)
+        return common.load_model(init, config.model, "config.model.init", language, layout)
     # Not through `load_model`, which casts all tensors to one dtype.
-    folder = hf.resolve(init)
+    folder = common.find_hugging_face(init, "config.model.init")
     architecture = hf.read_config(folder)
     source = config.model.tokenizer or str(folder)
     if common.module_of(architecture) is decoder:
         tokenizer = tokenizers.load(source, language, architecture.vocab_size)
     else:
         tokenizer = tokenizers.load_plain(source, architecture.vocab_size)
+    if config.model.tokenizer:
+        tokenizers.check_same_ids(tokenizer, folder, "config.model.tokenizer", "config.model.init")
     params = hf.load_params(folder, architecture)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return Model(architecture, {"params": params}, tokenizer, hf_config)

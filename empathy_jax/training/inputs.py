@@ -1,6 +1,6 @@
 """Records for the phases: read, split by question, and turned into examples; rejects are kept."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -19,8 +19,7 @@ def read_chains(config: ConfigDict, folder: Path) -> Records:
     """
     data = config.data
     path = data.chains or _left(folder.parent / "annotate" / "chains.jsonl", "chains", "annotate")
-    records, rejects = readers.read_chains(path, data.language, data.max_rejected)
-    _keep(rejects, folder)
+    (records,) = _read(readers.read_chains, [path], data, folder)
     return splits.split(records, data.validation_fraction, data.test_fraction)
 
 
@@ -34,19 +33,12 @@ def read_questions(config: ConfigDict, folder: Path) -> Records:
     path = questions_path(config, folder.parent)
     files_ = split_files(Path(path))
     if files_ is None:
-        records, rejects = readers.read_questions(path, data.language, data.max_rejected)
-        _keep(rejects, folder)
+        (records,) = _read(readers.read_questions, [path], data, folder)
         return splits.split(records, data.validation_fraction, data.test_fraction)
-    sides: Records = {}
-    rejects = []
-    for name, file in files_.items():
-        if name == "test" and not file.stat().st_size:  # a corpus may do without a test split
-            sides[name] = []
-            continue
-        sides[name], bad = readers.read_questions(file, data.language, data.max_rejected)
-        rejects += bad
-    _keep(rejects, folder)
-    return sides
+    if not files_["test"].stat().st_size:  # a corpus may do without a test split
+        del files_["test"]
+    sides = _read(readers.read_questions, list(files_.values()), data, folder)
+    return {"test": [], **dict(zip(files_, sides, strict=True))}
 
 
 def questions_path(config: ConfigDict, workdir: Path) -> str | Path:
@@ -81,10 +73,12 @@ def _left(path: Path, field: str, phase: str) -> Path:
     )
 
 
-def _keep(rejects: list[dict], folder: Path) -> None:
-    files.write_jsonl(folder / "rejected.jsonl", rejects)
-    if rejects:
-        print(f"{len(rejects)} unreadable records are listed in {folder / 'rejected.jsonl'}")
+def _read(
+    read: Callable, paths: Sequence[str | Path], data: ConfigDict, folder: Path
+) -> list[list[dict]]:
+    return readers.read_all(
+        read, paths, data.language, data.max_rejected, folder / "rejected.jsonl"
+    )
 
 
 def build_examples(
@@ -95,24 +89,24 @@ def build_examples(
     The records of each split are narrowed to those that became examples, so that indices agree.
 
     Raises:
-      ValueError: for the first overlong record (`overlong="error"`), or a split left empty.
+      ValueError: for overlong records (`overlong="error"`), or a split left empty.
     """
+    everyone = [*records["train"], *records["validation"]]
+    built, rejects = examples_lib.build(everyone, make_example, config.data.overlong)
+    if rejects:
+        print(f"{len(rejects)} overlong records are listed in {folder / 'rejected.jsonl'}")
+        files.append_jsonl(folder / "rejected.jsonl", rejects)
+    by_id = {example["id"]: example for example in built}
     examples = {}
     for name in ("train", "validation"):
-        examples[name], rejects = examples_lib.build(
-            records[name], make_example, config.data.overlong
-        )
-        if rejects:
-            print(f"{len(rejects)} overlong records are listed in {folder / 'rejected.jsonl'}")
-            files.append_jsonl(folder / "rejected.jsonl", rejects)
-        if not examples[name]:
+        kept = [record for record in records[name] if record["id"] in by_id]
+        if not kept:
             raise ValueError(
-                f"all {len(rejects)} {name} records are too long; raise "
+                f"all {len(records[name])} {name} records are too long; raise "
                 f"config.data.max_prompt_tokens or config.data.max_completion_tokens. "
-                f"The first: {rejects[0]['reason']}"
+                f"The first reject: {rejects[0]['reason']}"
             )
-        kept = {example["id"] for example in examples[name]}
-        records[name] = [record for record in records[name] if record["id"] in kept]
+        records[name], examples[name] = kept, [by_id[record["id"]] for record in kept]
     return examples
 
 

@@ -26,7 +26,7 @@ from empathy_jax.evaluation import calibration
 from empathy_jax.metric_writer import Recorder
 from empathy_jax.models import decoder, encoder
 from empathy_jax.models.attention import causal_mask
-from empathy_jax.models.pooling import normalise, pool
+from empathy_jax.models.pooling import check_kind, normalise, pool
 from empathy_jax.optimizer import make_optimizer
 from empathy_jax.sharding import Layout
 from empathy_jax.training import common, inputs
@@ -220,7 +220,8 @@ def _load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     """The model to train: imported, or a fresh encoder with a tokenizer learnt from the records."""
     section = config.reward_model
     if section.init:
-        model = common.load_model(section.init, section, "config.reward_model", None, layout)
+        model = common.load_model(section.init, section, "config.reward_model.init", None, layout)
+        check_kind(section.pooling, model.config, "config.reward_model.pooling")
         _check_positions(model, section.max_tokens, "config.reward_model.max_tokens", section.init)
         return dataclasses.replace(model, pooling=section.pooling)
     if section.tokenizer:
@@ -229,7 +230,9 @@ def _load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
         tokenizer = tokenizers.train(inputs.training_texts(records), section.vocab_size)
     fields = {field.name for field in dataclasses.fields(encoder.EncoderConfig)}
     values = {name: value for name, value in section.items() if name in fields}
-    architecture = encoder.EncoderConfig(max_positions=section.max_tokens, **values)
+    with common.naming_section("config.reward_model"):
+        architecture = encoder.EncoderConfig(max_positions=section.max_tokens, **values)
+    check_kind(section.pooling, architecture, "config.reward_model.pooling")
     params = common.fresh_params(common.stream(config.seed, "init"), architecture, layout)
     return Model(architecture, {"params": params}, tokenizer, pooling=section.pooling)
 
@@ -294,6 +297,7 @@ def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
     """
     section = config.reward_model
     init = section.init or common.find_run(workdir, ("reward_model",), "config.reward_model.init")
+    common.refuse_workdir(init, "config.reward_model.init")
     path = Path(init) / "calibration.json"
     if not path.exists():
         raise ValueError(
@@ -306,6 +310,6 @@ def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
             f"{path} has no max_tokens; add the config.reward_model.max_tokens that the run was "
             "made with, or run the phase reward_model again"
         )
-    model = common.load_model(init, section, "config.reward_model", None, layout)
+    model = common.load_model(init, section, "config.reward_model.init", None, layout)
     _check_positions(model, calibrated["max_tokens"], f"max_tokens of {path}", init)
     return Scorer(model.variables, model, calibrated["max_tokens"], calibrated, layout)

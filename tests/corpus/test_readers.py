@@ -146,7 +146,6 @@ def test_a_json_file_may_hold_one_value_or_a_list(tmp_path):
         ({"answer": "a</L1>"}, "answer must not contain a tag"),
         ({"teacher": 1}, "teacher must be text"),
         ({"question": ["a"]}, "question must be text"),
-        ({"question": " 问 "}, "duplicate"),
     ],
 )
 def test_a_bad_chain_is_a_reject(tmp_path, change, reason):
@@ -164,6 +163,31 @@ def test_a_chain_without_a_field_is_a_reject_and_tags_in_questions_are_data(tmp_
     found, rejects = readers.read_chains(path, max_rejected=0.5)
     assert found == [chain | {"id": records.content_id("<answer><|im_end|>"), "source": "c.jsonl"}]
     assert rejects[0]["reason"] == "L3 is missing"
+
+
+def test_several_chains_of_a_question_are_several_records(tmp_path):
+    chain = {"question": "问", **LAYERS, "answer": "甲"}
+    others = [chain | {"answer": "乙"}, chain | {"L2": "丙"}, chain | {"question": "别的"}]
+    again = [chain | {"question": " 问 ", "teacher": "t"}, others[0]]
+    path = _write(tmp_path / "c.jsonl", chain, *others, *again)
+    found, rejects = readers.read_chains(path, max_rejected=0.0)
+    assert rejects == []
+    assert [(r["question"], r["L2"], r["answer"]) for r in found] == [
+        ("问", "怕", "甲"), ("问", "怕", "乙"), ("问", "丙", "甲"), ("别的", "怕", "甲"),
+    ]  # fmt: skip
+    ids = [record["id"] for record in found]
+    assert ids[0] == records.content_id("问") and ids[3] == records.content_id("别的")
+    assert len(set(ids)) == 4
+    more = _write(tmp_path / "c.jsonl", chain, chain | {"L4": "丁"}, *others)
+    later = [record["id"] for record in readers.read_chains(more)[0]]
+    assert [later[0], *later[2:]] == ids
+
+
+def test_copies_of_a_chain_count_as_read(tmp_path):
+    chain = {"question": "问", **LAYERS, "answer": "甲"}
+    path = _write(tmp_path / "c.jsonl", *[chain] * 9, "x")
+    found, rejects = readers.read_chains(path, max_rejected=0.1)
+    assert len(found) == 1 and len(rejects) == 1
 
 
 def test_too_many_rejects_stop_the_run(tmp_path):

@@ -66,7 +66,13 @@ def test_build_stops_or_lists_what_is_too_long():
     assert [example["id"] for example in built] == ["short", "short"]
     assert [reject["id"] for reject in rejects] == ["long"]
     assert "max_prompt_tokens" in rejects[0]["reason"]
-    with pytest.raises(examples_lib.Overlong, match="'long'"):
-        examples_lib.build([short, long], make)
+    longer = RECORD | {"id": "longer", "question": "睡不着" * 60}
+    count = len(tokenizer_lib.prompt_ids(_tokenizer(), longer["question"]))
+    with pytest.raises(
+        ValueError,
+        match=rf"^2 of 3 records .*'longer' has {count} tokens, .*config\.data\.max_prompt_tokens"
+        r".*config\.data\.overlong=reject",
+    ):
+        examples_lib.build([short, longer, long], make)
     with pytest.raises(ValueError, match=r"config.data.overlong"):
         examples_lib.build([short], make, overlong="cut")

@@ -258,3 +258,20 @@ def test_a_tokenizer_without_turns_is_refused():
         tokenizer_lib.load(str(MODELS / "bge_small_zh"))
     plain = tokenizer_lib.load_plain(str(MODELS / "bge_small_zh"), model_vocab_size=21128)
     assert plain.chat_template is None
+
+
+def test_a_token_keeps_the_id_under_which_the_weights_know_it(tmp_path):
+    fields = ("config.model.tokenizer", "config.model.init")
+    tokenizer_lib.save(_trained(), tmp_path)
+    tokenizer_lib.check_same_ids(_trained(), tmp_path, *fields)
+    longer, shorter = tokenizer_lib.train(TEXTS, 420), tokenizer_lib.train(TEXTS, 300)
+    for fitting in (longer, shorter):
+        tokenizer_lib.check_same_ids(fitting, tmp_path, *fields)
+    other = tokenizer_lib.train(TEXTS, 400, whole=["睡不着"])
+    with pytest.raises(
+        ValueError,
+        match=r"config\.model\.tokenizer shares .* config\.model\.init have another id, such as",
+    ):
+        tokenizer_lib.check_same_ids(other, tmp_path, *fields)
+    (tmp_path / "bare").mkdir()
+    tokenizer_lib.check_same_ids(other, tmp_path / "bare", *fields)

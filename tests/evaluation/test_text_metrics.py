@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from empathy_jax.evaluation import text_metrics
+from tests.conftest import ROOT
 
 
 def _oracle_rouge_l(candidate: str, reference: str) -> float:
@@ -88,3 +92,23 @@ def test_score_answers_has_every_measure_of_each_answer():
     np.testing.assert_allclose(found["rouge_l_max"], [0, 1], atol=1e-6)
     np.testing.assert_allclose(found["echo_overlap"], [1, 0])
     np.testing.assert_allclose(found["distinct_1"], [1, 2 / 3])
+
+
+_IN_A_PROCESS = """
+import os, sys
+from empathy_jax.evaluation import text_metrics
+print(text_metrics.rouge_l(["abcd"], ["abxd"]), text_metrics.rouge_l(["a"], ["a"]))
+import tensorflow as tf
+print(tf.config.get_visible_devices("GPU"))
+print("python", file=sys.stderr, flush=True)
+os.write(2, b"native")
+"""
+
+
+def test_tensorflow_is_silent_and_standard_error_is_there_afterwards():
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_PROCESS],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "[0.75] [1.]\n[]\n"
+    assert done.stderr == "python\nnative"

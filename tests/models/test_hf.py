@@ -320,12 +320,17 @@ def test_params_of_another_model_are_not_saved(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+FIELD = "config.reward_model.init"
+
+
 def test_resolve_takes_directories_and_hub_ids(tmp_path, monkeypatch):
     import huggingface_hub
 
-    assert hf.resolve(tmp_path) == tmp_path
-    with pytest.raises(ValueError, match="neither a directory nor a hub id"):
-        hf.resolve(tmp_path / "absent")
+    assert hf.resolve(tmp_path, FIELD) == tmp_path
+    with pytest.raises(
+        ValueError, match=r"reward_model\.init is .*neither a directory nor a hub id"
+    ):
+        hf.resolve(tmp_path / "absent", FIELD)
     asked = {}
 
     def download(name, **arguments):
@@ -333,15 +338,31 @@ def test_resolve_takes_directories_and_hub_ids(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hf.resolve("owner/name") == tmp_path
+    assert hf.resolve("owner/name", FIELD) == tmp_path
     assert asked["name"] == "owner/name"
     assert "*.safetensors" in asked["allow_patterns"] and "*.bin" not in asked["allow_patterns"]
 
 
 def test_a_hub_model_that_cannot_be_fetched_is_named():
     """The tests run offline, so that nothing is fetched."""
-    with pytest.raises(ValueError, match=r"'no-such-owner/no-such-model'.*could not be fetched"):
-        hf.resolve("no-such-owner/no-such-model")
+    with pytest.raises(
+        ValueError, match=r"config\.reward_model\.init is 'no-such/model'.*could not be fetched"
+    ):
+        hf.resolve("no-such/model", FIELD)
+
+
+def test_what_the_hub_says_is_one_line(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(*_, **__):
+        raise LocalEntryNotFoundError("404 Client Error.\n\nRepository Not Found\nfor url: x")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ValueError) as caught:
+        hf.resolve("owner/name", FIELD)
+    assert str(caught.value).endswith("404 Client Error. Repository Not Found for url: x")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_directory_without_weights_has_the_usual_layout(checkpoint, tmp_path):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax.models.pooling import normalise, pool
+from empathy_jax.models.pooling import check_kind, normalise, pool
+from tests.training import update_steps
 
 HIDDEN = jnp.array([[[1.0, 0.0], [3.0, 4.0], [100.0, 100.0]], [[9.0, 9.0], [0.0, 2.0], [2.0, 4.0]]])
 RIGHT_THEN_LEFT = jnp.array([[True, True, False], [False, True, True]])
@@ -23,6 +24,24 @@ def test_pool_by_hand(kind, expected):
     found = pool(HIDDEN.astype(jnp.bfloat16), RIGHT_THEN_LEFT, kind)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "fitting", "other"),
+    [
+        (update_steps.ENCODER, ("mean", "cls"), "last"),
+        (update_steps.DECODER, ("mean", "last"), "cls"),
+    ],
+)
+def test_each_architecture_has_its_poolings(config, fitting, other):
+    for kind in fitting:
+        check_kind(kind, config, "config.reward_model.pooling")
+    for kind in (other, "max"):
+        with pytest.raises(
+            ValueError,
+            match=rf"config\.reward_model\.pooling is '{kind}', allowed .* {' and '.join(fitting)}",
+        ):
+            check_kind(kind, config, "config.reward_model.pooling")
 
 
 def test_padding_may_hold_anything():

@@ -81,7 +81,7 @@ def test_total_is_the_weighted_sum():
 
 
 def test_total_refuses_unmatched_names_and_numbers_that_are_not_finite():
-    with pytest.raises(ValueError, match="weights names"):
+    with pytest.raises(ValueError, match=r"\['format'\].*config\.rl\.<name>_weight.*\['formatt'\]"):
         rewards.total({"format": np.ones(2)}, {"formatt": 1.0})
     with pytest.raises(ValueError, match="'format' has 1 values"):
         rewards.total({"format": np.array([1.0, np.nan])}, {"format": 1.0})

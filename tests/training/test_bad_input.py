@@ -86,6 +86,10 @@ FLAGS = {
         {"phase": "sft", "_phase": "sfft"},
         ["config.phase", "'sfft'", "sft, reward_model, rl"],
     ),
+    "several phases as a list of words": (
+        {"stray": ["--config.phases=sft,rl"]},
+        ["config.phases has 'sft,rl'", "--config.phases=\"('sft','rl')\""],
+    ),
     "stray argument": ({"stray": ["stray"]}, ["stray"]),
 }
 
@@ -119,7 +123,15 @@ VALUES = {
     ),
     "question longer than allowed": (
         {"data__max_prompt_tokens": 20},
-        ["tokens, allowed are 20", "config.data.max_prompt_tokens"],
+        ["40 of 40 records", "tokens, allowed are 20", "max_prompt_tokens", "data.overlong=reject"],
+    ),
+    "the workdir of a run as a model": (
+        {"model__init": "GIVEN", "model__tokenizer": ""},
+        ["config.model.init", "a --workdir", "/sft"],
+    ),
+    "a remat policy that is none": (
+        {"model__remat": "some"},
+        ["error: config.model.remat is 'some'"],
     ),
     "longer than the model's positions": (
         {"model__max_positions": 60},

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common as configs
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder, hf
+from empathy_jax.models import decoder, encoder, hf
 from empathy_jax.training import common, export, sft
 from tests.training import run_folders, tiny_runs, update_steps
 
@@ -25,7 +25,7 @@ def policy(tmp_path_factory):
 
 def _load(init, config, language="zh"):
     layout = common.sharding.make_layout(config.mesh)
-    return common.load_model(str(init), config.model, "config.model", language, layout)
+    return common.load_model(str(init), config.model, "config.model.init", language, layout)
 
 
 # --- random streams ---
@@ -179,10 +179,71 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(policy, tmp_path):
         _load(root / "sft", config)
 
 
+def test_a_tokenizer_of_other_ids_is_refused(policy, hf_directory, tmp_path):
+    root, config, model = policy
+    config = config.copy_and_resolve_references()
+    config.model.tokenizer = str(tmp_path)
+    tokenizers.save(model.tokenizer, tmp_path)
+    assert _load(hf_directory, config).tokenizer.get_vocab() == model.tokenizer.get_vocab()
+    # Smaller than the weights' own, and learnt without the tags, which came first there.
+    tokenizers.save(tokenizers.train(TEXTS, 300), tmp_path)
+    message = r"config\.model\.tokenizer shares .* config\.model\.init have another id"
+    for init in (root / "sft", hf_directory):
+        with pytest.raises(ValueError, match=message):
+            _load(init, config)
+    config.model.init = str(hf_directory)
+    with pytest.raises(ValueError, match=message):
+        export.load(str(hf_directory), config)
+    with pytest.raises(
+        ValueError, match=r"config\.reward_model\.tokenizer shares .*reward_model\."
+    ):
+        common.load_model(
+            str(hf_directory),
+            config.model,
+            "config.reward_model.init",
+            None,
+            common.sharding.make_layout(config.mesh),
+        )
+
+
 def test_a_place_that_does_not_exist_names_the_field(policy):
     _, config, _ = policy
-    with pytest.raises(ValueError, match=r"no/such/place.*model\.init"):
+    with pytest.raises(ValueError, match=r"config\.model\.init is .no/such/place"):
         _load("no/such/place", config)
+
+
+def test_a_workdir_is_pointed_to_the_runs_in_it(policy):
+    root, config, _ = policy
+    with pytest.raises(ValueError, match=r"config\.model\.init is .*workdir; name .*/sft$"):
+        _load(root, config)
+
+
+def test_a_hugging_face_encoder_is_no_policy_whatever_its_tokenizer(policy, tmp_path):
+    _, config, _ = policy
+    architecture = encoder.EncoderConfig(
+        vocab_size=400, width=32, mlp_width=48, num_layers=1, num_heads=2
+    )
+    hf.save_model(tmp_path, architecture, encoder.init_params(jax.random.key(0), architecture))
+    with pytest.raises(ValueError, match=r"config\.model\.init is .*an encoder.*a decoder"):
+        _load(tmp_path, config)
+
+
+def test_what_config_json_says_wrong_is_put_to_the_field(policy, tmp_path):
+    _, config, _ = policy
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.model\.init is .*model_type is 't5'"):
+        _load(tmp_path, config)
+
+
+def test_fields_of_an_architecture_are_named_whole(policy):
+    root, config, _ = policy
+    layout = common.sharding.make_layout(config.mesh)
+    config = config.copy_and_resolve_references()
+    config.model.compute_dtype = "int8"
+    with pytest.raises(ValueError, match=r"^config\.model\.compute_dtype is 'int8'"):
+        _load(root / "sft", config)
+    with pytest.raises(ValueError, match=r"^config\.model\.compute_dtype is 'int8'"):
+        common.load_policy(config, root, layout, lambda: TEXTS)
 
 
 # --- train state ---

@@ -225,7 +225,9 @@ def test_floor_gives_each_question_the_answers_of_another():
 def test_no_test_question_and_no_model_are_refused_with_what_to_change(run_copy, tmp_path_factory):
     root, config = run_copy
     config.data.test_fraction = 0.0
-    with pytest.raises(ValueError, match=r"config\.data\.test_fraction \(0\.0\)"):
+    with pytest.raises(
+        ValueError, match=r"is empty, with config\.data\.test_fraction 0\.0; name other"
+    ):
         evaluate.run(config, root)
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match=r"config\.model\.init is empty"):

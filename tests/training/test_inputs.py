@@ -45,8 +45,33 @@ def test_unreadable_lines_are_counted_and_kept(given, tmp_path, capsys):
     assert "not JSON" in rejects[0]["reason"] and "must be a JSON object" in rejects[1]["reason"]
     assert "2 unreadable records" in capsys.readouterr().out
     config.data.max_rejected = 0.01
-    with pytest.raises(ValueError, match=r"2 of 50 records.*config\.data\.max_rejected"):
-        inputs.read_chains(config, tmp_path)
+    folder = tmp_path / "refused"
+    folder.mkdir()
+    message = r"2 of 50 records.*config\.data\.max_rejected.*listed in .*refused/rejected\.jsonl"
+    with pytest.raises(ValueError, match=message):
+        inputs.read_chains(config, folder)
+    assert list(files.read_jsonl(folder / "rejected.jsonl")) == rejects
+
+
+def test_several_chains_of_a_question_stand_on_one_side(given, tmp_path):
+    chains = list(files.read_jsonl(given[0] / "chains.jsonl"))
+    path = tmp_path / "chains.jsonl"
+    files.write_jsonl(path, chains + [chain | {"L1": "别的"} for chain in chains])
+    records = inputs.read_chains(_config(given, data__chains=str(path)), tmp_path)
+    texts = [{r["question"] for r in part} for part in records.values()]
+    assert sum(map(len, texts)) == tiny_runs.RECORDS
+    assert [len(part) for part in records.values()] == [2 * len(side) for side in texts]
+
+
+def test_rejects_of_split_files_are_kept_together(given, tmp_path):
+    good = (given[0] / "questions.jsonl").read_text(encoding="utf-8")
+    for name, text in (("train", good + "[1]\n"), ("validation", "[1]\n"), ("test", "")):
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    config = _config(given, data__questions=str(tmp_path))
+    with pytest.raises(ValueError, match=r"1 of 1 records.*validation\.jsonl"):
+        inputs.read_questions(config, tmp_path)
+    rejects = list(files.read_jsonl(tmp_path / "rejected.jsonl"))
+    assert [reject["file"] for reject in rejects] == ["train.jsonl", "validation.jsonl"]
 
 
 def _examples(config, folder):
@@ -63,7 +88,7 @@ def _examples(config, folder):
 
 
 def test_overlong_records_are_refused_or_set_aside(given, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"'long' has .* tokens, allowed are 128.*max_prompt_tok"):
+    with pytest.raises(ValueError, match=r"1 of 4\d records.*'long' has .* tokens, .* 128"):
         _examples(_config(given), tmp_path)
     records, examples = _examples(_config(given, data__overlong="reject"), tmp_path)
     # An index means the same record and example.

@@ -9,7 +9,7 @@ import pytest
 from empathy_jax.models import encoder
 from empathy_jax.training import common, reward_model
 from empathy_jax.training.reward_model import Scorer, Settings
-from tests.training import tiny_runs, update_steps
+from tests.training import run_folders, tiny_runs, update_steps
 
 SETTINGS = Settings(
     pooling="mean", temperature=0.1, margin=0.2, triplet_weight=1.0, info_nce_weight=1.0
@@ -138,6 +138,29 @@ def test_a_decoder_is_a_reward_model_too():
     again = reward_model.embed({"params": params}, config, "last", noise, mask)
     np.testing.assert_allclose(vectors, again, atol=1e-6)
     assert vectors.shape == (8, 16)
+
+
+def test_a_pooling_that_does_not_fit_the_model_is_refused(tmp_path):
+    config = run_folders.tiny_config("reward_model")
+    run_folders.make_policy_run(tmp_path, config, ["一些话"])
+    layout = common.sharding.make_layout(config.mesh)
+    config.reward_model.pooling = "last"
+    with pytest.raises(ValueError, match=r"config\.reward_model\.pooling is 'last'.*an encoder"):
+        reward_model._load(config, layout, [{"question": "问", "answers": []}])
+    config.reward_model.update({"init": str(tmp_path / "sft"), "pooling": "cls"})
+    with pytest.raises(ValueError, match=r"config\.reward_model\.pooling is 'cls'.*a decoder"):
+        reward_model._load(config, layout, [])
+    config.reward_model.remat = "some"
+    with pytest.raises(ValueError, match=r"^config\.reward_model\.remat is 'some'"):
+        reward_model._load(config, layout, [])
+
+
+def test_a_workdir_is_pointed_to_the_reward_model_in_it(tiny_run):
+    config = tiny_runs.make_config("rl", {**tiny_run.inputs})
+    config.reward_model.init = str(tiny_run.root)
+    layout = common.sharding.make_layout(config.mesh)
+    with pytest.raises(ValueError, match=r"config\.reward_model\.init is .*/reward_model$"):
+        reward_model.load_scorer(config, tiny_run.root, layout)
 
 
 # --- a whole run ---
