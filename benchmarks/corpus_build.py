@@ -59,10 +59,13 @@ def measure(source: Path, folder: Path, near: bool) -> dict:
     sampler = threading.Thread(target=_sample_memory, args=(peak, done))
     sampler.start()
     began, cpu = time.perf_counter(), _cpu_seconds()
-    stats = build.build([build.Source(str(source))], folder, build.Settings(near_duplicates=near))
-    seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
-    done.set()
-    sampler.join()
+    settings = build.Settings(near_duplicates=near)
+    try:
+        stats = build.build([build.Source(str(source))], folder, settings)
+        seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
+    finally:
+        done.set()
+        sampler.join()
     return {
         "near_duplicates": near,
         "pairs": stats["pairs"]["read"],

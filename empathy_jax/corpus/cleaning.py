@@ -73,8 +73,9 @@ class Rules:
             high = getattr(self, f"max_{part}_characters")
             if not 0 <= low <= high:
                 raise ValueError(
-                    f"lengths of a {part} must satisfy 0 <= min <= max, got {low} and {high}: change "
-                    f"corpus.clean.min_{part}_characters or corpus.clean.max_{part}_characters"
+                    f"lengths of {part}s must satisfy 0 <= min <= max, got {low} and {high}: change "
+                    f"config.corpus.clean.min_{part}_characters or "
+                    f"config.corpus.clean.max_{part}_characters"
                 )
 
 
@@ -132,8 +133,7 @@ def reject_reason(text: str, part: Part, rules: Rules, question: str | None = No
 def _check(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(
-            f"corpus.clean.{field} must be one of {', '.join(allowed)}, got {value!r}: change "
-            f"corpus.clean.{field}"
+            f"config.corpus.clean.{field} must be one of {', '.join(allowed)}, got {value!r}"
         )
 
 

@@ -72,11 +72,6 @@ def parse(chunk: formats.Chunk) -> Parsed:
     return parsed
 
 
-def pairs(chunk: formats.Chunk) -> tuple[list[Record], list[Record], dict[str, str]]:
-    """Question records, rejects and encodings of a chunk: `parse` without the notes."""
-    return parse(chunk)[:3]
-
-
 def read_questions(
     path_or_sample: str | Path, language: str = "zh", max_rejected: float = 0.1
 ) -> tuple[list[Record], list[Record]]:
@@ -102,9 +97,9 @@ def read_questions(
     rejects: list[Record] = []
     accepted = 0
     for chunk in formats.chunks(path_or_sample, "config.data.questions"):
-        questions, bad, _ = pairs(chunk)
-        rejects += bad
-        for record in questions:
+        parsed = parse(chunk)
+        rejects += parsed.rejects
+        for record in parsed.questions:
             accepted += max(1, len(record["answers"]))
             first = found.setdefault(record["id"], record | {"answers": []})
             records_lib.merge_answers(first, record["answers"])

@@ -13,12 +13,11 @@ are there, one has to move or to go. Here it goes, and the held-out side wins (`
 
 Every topic has the same expected share on each side. Its exact share varies as the hash does, by
 √(n f (1 - f)) questions for a fraction f of n: quotas that hold exactly would have to move old
-questions as the topic grows. `topic_counts` shows what came out.
+questions as the topic grows.
 """
 
 import hashlib
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,16 +87,6 @@ def assign_splits(
         side if side == strictest[group] else None
         for group, side in zip(groups, sides, strict=True)
     ]
-
-
-def topic_counts(
-    topics: Iterable[str | None], sides: Iterable[str | None]
-) -> dict[str | None, dict[str, int]]:
-    """Questions of each topic by split, in the order of first sight; those left out do not count."""
-    counts: dict[str | None, Counter] = {}
-    for topic, side in zip(topics, sides, strict=True):
-        counts.setdefault(topic, Counter(dict.fromkeys(SPLITS, 0))).update(filter(None, [side]))
-    return {topic: dict(found) for topic, found in counts.items()}
 
 
 def split_key(text: str) -> str:

@@ -49,6 +49,12 @@ def make_sources(config: ConfigDict) -> list[Source]:
             "config.corpus.sources is empty; name files, folders or hub:owner/name, e.g. "
             "--config.corpus.sources=\"('DIR','FILE.csv')\""
         )
+    for name in ("sources", "licences"):
+        for place, value in enumerate(config.corpus[name]):
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"config.corpus.{name}[{place}] is {value!r}; it must be text, in quotes"
+                )
     if licences and len(licences) != len(paths):
         raise ValueError(
             f"config.corpus.licences names {len(licences)} licences for {len(paths)} "

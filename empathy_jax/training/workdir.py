@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import operator
 import os
 import platform
@@ -108,6 +109,7 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     _check_counts(config)
     folder = workdir / phase
     resolved = json.loads(config.to_json_best_effort())
+    _check_finite(resolved)
     written = folder / "config.json"
     begun = any(_has_content(folder / name) for name in BEGUN)
     taken = models_taken(workdir, phase, config)
@@ -206,6 +208,14 @@ def _check_counts(config: ConfigDict) -> None:
         value = operator.attrgetter(name)(config)
         if value < 1:
             raise ValueError(f"config.{name} is {value}; it must be 1 or more")
+
+
+def _check_finite(value: Any, name: str = "config") -> None:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_finite(part, f"{name}.{key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be a finite number")
 
 
 def finished(folder: Path) -> dict | None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import strategies as st
 
+from benchmarks import corpus_build
 from empathy_jax import files
 from empathy_jax.corpus import build, cleaning, collect, duplicates, splits
 from empathy_jax.corpus.build import Settings, Source
@@ -100,6 +102,7 @@ def test_added_data_moves_no_question(folder, old, new):
     before, after = _sides(_of_letters(folder, old)), _sides(_of_letters(folder, old + new))
     for text, side in (before | after).items():
         assert side == splits.split_of(text, ALONE.validation_fraction, ALONE.test_fraction)
+    assert all(before[text] == after[text] for text in before.keys() & after.keys())
     gone = before.keys() - after.keys()
     assert not [text for text in gone if before[text] == "test"]
 
@@ -348,6 +351,13 @@ def test_a_lost_pair_is_noticed():
         collect.check_sum("stage", 4, [record], [{}])
 
 
+def test_a_measured_build_that_fails_leaves_no_thread(tmp_path):
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="no file or folder"):
+        corpus_build.measure(tmp_path / "absent.jsonl", tmp_path / "out", near=False)
+    assert threading.active_count() == threads
+
+
 def _kill_own_process(chunk, rules, require_answer):
     os._exit(9)
 
@@ -383,7 +393,7 @@ def test_processes_end_with_the_one_that_leads():
 
 def test_the_real_dump_adds_up():
     if not SMILECHAT.is_dir():
-        pytest.skip(f"no real data: {SMILECHAT} does not exist")
+        pytest.skip("the real dumps are absent")
     corpus = build.assemble([Source(str(SMILECHAT))], Settings(workers=1, near_duplicates=False))
     # 2,534 dialogues, and selection.tsv, a table without questions.
     assert corpus.stats["pairs"]["read"] == 2535

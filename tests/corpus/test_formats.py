@@ -38,10 +38,10 @@ def _parse(path):
     """Questions, rejects and encodings of all chunks, which survive the way to a worker."""
     found, rejects, encodings = [], [], {}
     for chunk in formats.chunks(path, "config.corpus.sources"):
-        parsed = readers.pairs(pickle.loads(pickle.dumps(chunk)))
-        found += parsed[0]
-        rejects += parsed[1]
-        encodings |= parsed[2]
+        parsed = readers.parse(pickle.loads(pickle.dumps(chunk)))
+        found += parsed.questions
+        rejects += parsed.rejects
+        encodings |= parsed.encodings
     return found, rejects, encodings
 
 

@@ -22,9 +22,9 @@ def _own_cache(tmp_path, monkeypatch):
 def _read(path):
     found, rejects = [], []
     for chunk in formats.chunks(path, "config.corpus.sources"):
-        questions, bad, _ = readers.pairs(chunk)
-        found += questions
-        rejects += bad
+        parsed = readers.parse(chunk)
+        found += parsed.questions
+        rejects += parsed.rejects
     return found, rejects
 
 
@@ -61,6 +61,13 @@ def test_saved_datasets_are_read_as_datasets(tmp_path):
         found, rejects = _read(tmp_path / name)
         assert (name, len(found), rejects) == (name, questions, [])
     assert [r["question"] for r in found] == ["问5", "问3"]
+
+
+def test_a_folder_with_a_state_of_something_else_is_read_as_a_folder(tmp_path):
+    _directory(tmp_path / "dump")
+    (tmp_path / "dump" / "state.json").write_text('{"question": "问"}', encoding="utf-8")
+    found, rejects = _read(tmp_path / "dump")
+    assert (len(found), rejects) == (1501, [])
 
 
 def test_a_dataset_without_questions_is_a_reject(tmp_path):

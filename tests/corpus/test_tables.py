@@ -77,6 +77,24 @@ def test_delimiters_and_line_ends_are_found(tmp_path, delimiter, end, name):
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('sep=;\r\nquestion;answer\r\n"一,";甲\r\n坏\r\n', 4),
+        ('"sep=\t"\nquestion\tanswer\n一,\t甲\n坏\n', 4),
+        ("\nsep=|\nquestion|answer\n一,|甲\n坏\n", 5),
+        ("question;answer;a, b, c\n一,;甲;1\n坏\n", 3),
+        ("问题;回答;备注,其他,更多,\n一,;甲;1\n坏\n", 3),
+        ('"question";"answer,"\n一,;甲\n坏\n', 3),
+    ],
+)
+def test_the_delimiter_is_said_or_what_gives_known_names(tmp_path, text, line):
+    found, rejects = _csv(tmp_path, text)
+    answers = [] if '"answer,"' in text else ["甲"]
+    assert _pairs(found) == [("一，".replace("，", ","), answers)]
+    assert [reject["line"] for reject in rejects] == [line]
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ("只有一格", "row of 1 cells under a header of 3"),

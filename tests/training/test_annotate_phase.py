@@ -11,6 +11,10 @@ import pytest
 from configs import annotate as annotate_config
 from empathy_jax import files, main
 from empathy_jax.corpus import readers
+from empathy_jax.corpus.annotate import Settings
+from empathy_jax.corpus.annotation.journal import Prices
+from empathy_jax.corpus.annotation.teacher import Endpoint
+from empathy_jax.training import annotate as phase
 from tests.conftest import ROOT
 from tests.corpus import teacher_server
 from tests.training import tiny_runs
@@ -229,3 +233,15 @@ def test_a_key_given_for_its_variable_is_written_nowhere(server, values, tmp_pat
 def test_bad_fields_are_refused(values, tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         main.run(_config({**values, **changes}), str(tmp_path / "run"))
+
+
+def test_the_config_has_the_defaults_of_a_run():
+    required = {
+        "annotate.base_url": "http://host/v1",
+        "annotate.model": "m",
+        "annotate.prompt_price": 1.0,
+        "annotate.completion_price": 2.0,
+    }
+    made = phase.make_settings(_config(required))
+    endpoint = Endpoint("http://host/v1", "m")
+    assert made == Settings(endpoint, "zh", Prices(1.0, 2.0), made.max_tokens, made.max_money)

@@ -6,7 +6,7 @@ import pytest
 
 from configs import corpus as corpus_config
 from empathy_jax import files, main
-from empathy_jax.corpus import cleaning, splits
+from empathy_jax.corpus import build, cleaning, splits
 from empathy_jax.training import corpus as phase
 from empathy_jax.training import inputs
 from tests.conftest import ROOT
@@ -136,6 +136,10 @@ def test_the_config_has_every_rule_with_its_default():
     assert set(_config({}).corpus.clean) == set(cleaning.Rules.__dataclass_fields__)
 
 
+def test_the_config_has_the_defaults_of_a_build():
+    assert phase.make_settings(corpus_config.get_config("tiny")) == build.Settings()
+
+
 def test_the_settings_are_those_of_the_config():
     values = {
         "corpus.require_answer": False,
@@ -155,10 +159,20 @@ def test_the_settings_are_those_of_the_config():
     ("values", "words"),
     [
         ({"corpus.sources": ()}, r"config\.corpus\.sources is empty"),
+        ({"corpus.sources": ("x", 1)}, r"config\.corpus\.sources\[1\] is 1; .*text"),
+        ({"corpus.licences": (1,)}, r"config\.corpus\.licences\[0\] is 1; .*text"),
+        (
+            {"corpus.near_duplicate_threshold": float("nan")},
+            r"^config\.corpus\.near_duplicate_threshold is nan; it must be a finite number$",
+        ),
         ({"corpus.sources": ("absent",)}, r"'absent'.*config\.corpus\.sources"),
         ({"corpus.licences": ("a", "b")}, r"config\.corpus\.licences names 2 licences for 1"),
         ({"corpus.workers": -1}, r"config\.corpus\.workers is -1"),
-        ({"corpus.clean.language": "fr"}, r"corpus\.clean\.language must be one of"),
+        ({"corpus.clean.language": "fr"}, r"^config\.corpus\.clean\.language must be one of"),
+        (
+            {"corpus.clean.min_answer_characters": -1},
+            r"^lengths of answers must .* -1 and .*config\.corpus\.clean\.min_answer_characters or",
+        ),
         (
             {"corpus.topic_encoder": "x", "corpus.topic_pooling": "max"},
             r"config\.corpus\.topic_pooling",
@@ -182,7 +196,7 @@ def test_an_unknown_switch_is_one_line(tmp_path):
 def test_a_real_encoder_finds_topics(shared_dir, tmp_path):
     encoder = shared_dir / "models" / "bge_small_zh"
     if not encoder.is_dir():
-        pytest.skip(f"no encoder: {encoder} does not exist")
+        pytest.skip("the real encoder is absent")
     answer = dumps.answer(0)
     questions = {
         "我和男朋友分手三个月了，还是每天想他，看到以前的照片就哭，怎么才能放下？": "失恋与分手",

@@ -10,18 +10,15 @@ from empathy_jax.corpus import records
 from empathy_jax.corpus.annotation.teacher import Reply
 from empathy_jax.corpus.records import Record
 
-REASONS = {
-    "format": "breaks a rule of the format",
-    "refusal": "the teacher would not answer",
-    "too_short": "a layer or the answer is shorter than the limits allow",
-    "too_long": "a layer or the answer is longer than the limits allow",
-    "cut_off": "the reply ended at the token limit",
-    "echo": "too much of the answer is copied from the question",
-    "model_error": "the endpoint gave no usable reply",
-}
-
-# Another try with the fault named may mend these.
-_REPAIRABLE = ("format", "too_short", "too_long", "cut_off", "echo")
+REASONS = (
+    "format",
+    "refusal",
+    "too_short",
+    "too_long",
+    "cut_off",  # the reply ended at the token limit
+    "echo",  # too much of the answer is copied from the question
+    "model_error",  # the endpoint gave no usable reply
+)
 
 # The common shape of control tokens: <|im_start|>, <|eot_id|>, and DeepSeek's full-width bars.
 _CONTROL_TOKEN = re.compile(r"<[|｜][^<>\s]{1,60}[|｜]>")
@@ -63,7 +60,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A chain, or the reason (a key of `REASONS`) against it.
+    """A chain, or the reason (one of `REASONS`) against it.
 
     Attributes:
       chain: None when there is a reason.

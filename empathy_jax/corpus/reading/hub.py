@@ -70,7 +70,10 @@ def row_groups(name: str, field: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if (path / "dataset_dict.json").is_file():
+        return True
+    # Other programs, too, leave a state.json.
+    return all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
 
 
 def _own(names: tuple[str, ...]) -> set[str]:

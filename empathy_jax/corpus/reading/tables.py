@@ -6,6 +6,7 @@ one such value, since nothing says where its rows begin.
 
 import csv
 import io
+import re
 import sys
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ from empathy_jax.corpus.records import BadRecord
 Row = tuple[int | None, str, Any]
 
 _DELIMITERS = ",\t;|"
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*')  # Excel's own first line
 # After a stray quote the next lines are tried again; a limit keeps that linear.
 _RETRIED_LINES = 1000
 
@@ -27,9 +29,24 @@ def csv_rows(text: str) -> Iterator[Row]:
     # The largest field that a dump may hold is the dump: images stand in them, base64-encoded.
     csv.field_size_limit(sys.maxsize)
     lines = list(io.StringIO(text, newline=""))
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = max(_DELIMITERS, key=first.count)
+    first = next((place for place, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        return
+    if named := _SEPARATOR_LINE.fullmatch(lines[first]):
+        delimiter, lines[first] = named[1], "\n"
+    else:
+        delimiter = _delimiter(lines[first])
     yield from _with_header(_csv_cells(lines, delimiter), delimiter)
+
+
+def _delimiter(header: str) -> str:
+    """What parts a header into the most known names; of equals, what stands in it most often."""
+
+    def known(delimiter: str) -> int:
+        names = (name.strip().strip('"') for name in header.split(delimiter))
+        return len(columns.roles(tuple(names)))
+
+    return max(_DELIMITERS, key=lambda delimiter: (known(delimiter), header.count(delimiter)))
 
 
 def _csv_cells(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | BadRecord]]:
