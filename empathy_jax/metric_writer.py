@@ -120,7 +120,7 @@ class Recorder:
         self._last_call = time.monotonic()
         self._is_undisturbed = False
         if start == 0:
-            self.say(f"[{name}] measures before the first of {steps} steps")
+            self.say(f"[{name}] measures before training; {steps} steps follow")
         else:
             self.say(f"[{name}] goes on after step {start} of {steps}")
 

@@ -143,7 +143,9 @@ def test_a_training_loop_says_at_once_where_it_is(tmp_path, capsys, start):
     with Recorder(tmp_path, "sft", start=start, steps=9, every=1):
         line = capsys.readouterr().out.strip()
     assert line == (
-        "[sft] goes on after step 5 of 9" if start else "[sft] measures before the first of 9 steps"
+        "[sft] goes on after step 5 of 9"
+        if start
+        else "[sft] measures before training; 9 steps follow"
     )
 
 

@@ -179,7 +179,7 @@ def _check_models(folder: Path, phase: str, taken: dict[str, dict]) -> dict[str,
     changes = "; ".join(
         f"{name} was {_describe(before.get(name))} and is now {_describe(now)}"
         for name, now in taken.items()
-        if before.get(name) != now
+        if not now.items() <= before.get(name, {}).items()
     )
     if not changes:
         return before

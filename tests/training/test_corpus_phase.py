@@ -59,7 +59,8 @@ def test_a_folder_and_a_table_become_a_corpus(built):
     }
     assert written == {
         "questions.jsonl", "rejected.jsonl", "stats.json", "card.md", "config.json",
-        "environment.json", "summary.json", *(f"splits/{name}.jsonl" for name in splits.SPLITS),
+        "inputs.json", "environment.json", "resources.json", "summary.json",
+        *(f"splits/{name}.jsonl" for name in splits.SPLITS),
     }  # fmt: skip
     assert summary["figures"][0] == {"name": "pairs read and kept", "before": 81, "after": 80}
     assert "| MIT |" in (root / "corpus" / "card.md").read_text(encoding="utf-8")

@@ -159,6 +159,9 @@ def test_a_named_model_is_an_input_too(tmp_path):
     _make_run(tmp_path / "other", 6, "a")
     with pytest.raises(ValueError, match=r"other at step 3 \(.*is now .*other at step 6 \("):
         workdir.open_phase(tmp_path, "sft", config)
+    for path in (tmp_path / "other" / "checkpoints").iterdir():
+        path.unlink()
+    workdir.open_phase(tmp_path, "sft", config)  # gone, which makes no difference
     config = _config(model__init="owner/name")
     assert workdir.models_taken(tmp_path, "sft", config) == {"model": {"place": "owner/name"}}
     assert workdir.models_taken(tmp_path, "sft", _config()) == {}
