@@ -91,8 +91,9 @@ def load_plain(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"No tokenizer could be read from {path_or_id!r} ({error});"
+            f"No tokenizer could be read from {path_or_id!r} ({reason});"
             " set config.model.tokenizer (config.reward_model.tokenizer) to a directory with"
             " tokenizer.json or to a hub id."
         ) from error

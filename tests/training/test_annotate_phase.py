@@ -144,6 +144,15 @@ def test_another_teacher_needs_another_folder_once_one_has_answered(server, valu
         main.run(_config({**values, "annotate.model": "absent"}), root)
 
 
+def test_too_many_unreadable_questions_are_listed_all_the_same(values, tmp_path):
+    files.append_jsonl(tmp_path / "questions.jsonl", [{"question": 7}] * 3)
+    config = _config({**values, "data.max_rejected": 0.01})
+    with pytest.raises(ValueError, match=r"3 of 27 records.*listed in .*unreadable\.jsonl"):
+        main.run(config, str(tmp_path / "run"))
+    rows = list(files.read_jsonl(tmp_path / "run" / "annotate" / "unreadable.jsonl"))
+    assert [row["line"] for row in rows] == [25, 26, 27]
+
+
 def test_the_splits_of_the_corpus_without_test(server, values, tmp_path):
     server.plan()
     splits = tmp_path / "run" / "corpus" / "splits"
