@@ -215,6 +215,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         examples["train"], config.data.max_prompt_tokens, config.batch_size, pad_id, config.seed
     )
     common.save_model_folder(folder, model)
+    common.announce("rl", model, records)
 
     # State and compiled steps. The reference is the policy as it came; with adapters it is the base.
     updates = config.steps * config.rl.minibatches

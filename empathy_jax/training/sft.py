@@ -135,6 +135,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         )
     validation = list(pipeline.padded_batches(examples["validation"], *shape))
     common.save_model_folder(folder, model)
+    common.announce("sft", model, records)
 
     # State and compiled steps.
     optimizer = make_optimizer(config.optimizer, config.steps)
