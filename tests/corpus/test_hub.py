@@ -102,7 +102,7 @@ def test_chain_columns_survive(tmp_path):
     _directory(tmp_path / "owner" / "name", [chain | {"views": 1}] * 1300)
     found, rejects = readers.read_chains("hub:owner/name", max_rejected=1.0)
     assert [record["L4"] for record in found] == ["d"]
-    assert {reject["reason"] for reject in rejects} == {"duplicate"}
+    assert rejects == []  # equal chains are one
 
 
 def test_names(tmp_path):

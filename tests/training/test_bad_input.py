@@ -80,7 +80,7 @@ FLAGS = {
         ["learning_rat", 'Did you mean "learning_rate"'],
     ),
     "value of another type": ({"steps": "many"}, ["steps", "many"]),
-    "unknown size": ({"size": "tinny"}, ["tinny", "tiny, qwen3_0p6b"]),
+    "unknown size": ({"size": "tinny"}, ["tinny", "tiny, small, qwen3_0p6b"]),
     "unknown config": ({"phase": "sfft"}, ["sfft.py"]),
     "unknown phase": (
         {"phase": "sft", "_phase": "sfft"},
