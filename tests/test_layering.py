@@ -30,6 +30,7 @@ FLOORS = (
         "masked",
         "metric_writer",
         "optimizer",
+        "overlap",
         "pytree",
         "resources",
         "sharding",

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from empathy_jax.chain_of_empathy import Verdict
+from empathy_jax.overlap import ngram_overlap
 
 
 def format_reward(verdict: Verdict) -> float:
@@ -77,13 +78,7 @@ def echo_overlap(question: str, answer: str, n: int = 4) -> float:
       answer: what the person would read, without the chain.
       n: characters per n-gram; an answer shorter than that is compared as a whole.
     """
-    question, answer = _comparable(question), _comparable(answer)
-    n = min(n, len(answer))
-    if n == 0:
-        return 0.0
-    known = {question[i : i + n] for i in range(len(question) - n + 1)}
-    total = len(answer) - n + 1
-    return sum(answer[i : i + n] in known for i in range(total)) / total
+    return ngram_overlap(_comparable(question), _comparable(answer), n)
 
 
 def echo_penalty(overlap: npt.ArrayLike, free: float = 0.2) -> np.ndarray:

@@ -9,6 +9,7 @@ from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import records
 from empathy_jax.corpus.annotation.teacher import Reply
 from empathy_jax.corpus.records import Record
+from empathy_jax.overlap import ngram_overlap
 
 REASONS = (
     "format",
@@ -124,13 +125,7 @@ def echo(question: str, answer: str) -> float:
     White space, letter case and full-width forms make no difference, nor do the brackets that the
     teacher saw in place of the question's own.
     """
-    question, answer = _comparable(question), _comparable(answer)
-    n = min(_ECHO_CHARACTERS, len(answer))
-    if n == 0:
-        return 0.0
-    known = {question[i : i + n] for i in range(len(question) - n + 1)}
-    total = len(answer) - n + 1
-    return sum(answer[i : i + n] in known for i in range(total)) / total
+    return ngram_overlap(_comparable(question), _comparable(answer), _ECHO_CHARACTERS)
 
 
 def _comparable(text: str) -> str:
