@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from empathy_jax import files, losses, sharding
+from empathy_jax import contrastive, files, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import pairs
 from empathy_jax.data import tokenizer as tokenizers
@@ -84,11 +84,11 @@ def loss_fn(
     size = questions.shape[0]
     own = jnp.arange(size)
     allowed = (batch["group"][:, None] != batch["group"][None, :]) | jnp.eye(size, dtype=bool)
-    contrast = losses.info_nce(questions, answers, own, settings.temperature, allowed)
+    contrast = contrastive.info_nce(questions, answers, own, settings.temperature, allowed)
     cosines = questions @ answers.T
     negatives = jnp.where(allowed & ~jnp.eye(size, dtype=bool), cosines, -jnp.inf)
     hardest = jnp.argmax(jax.lax.stop_gradient(negatives), axis=1)
-    triplet = losses.triplet_cosine(questions, answers, answers[hardest], settings.margin)
+    triplet = contrastive.triplet_cosine(questions, answers, answers[hardest], settings.margin)
     triplet = jnp.where(jnp.any(jnp.isfinite(negatives), axis=1), triplet, 0.0)
     loss = settings.info_nce_weight * jnp.mean(contrast) + settings.triplet_weight * jnp.mean(
         triplet
