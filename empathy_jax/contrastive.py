@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import masked
 from empathy_jax.losses import token_log_probs
 from empathy_jax.models.pooling import normalise
 from empathy_jax.types import Array, Bool, Float, Int, PyTree
@@ -43,6 +44,28 @@ def triplet_cosine(
     to_positive = 1.0 - jnp.sum(question * positive, axis=-1)
     to_negative = 1.0 - jnp.sum(question * negative, axis=-1)
     return jnp.maximum(to_positive - to_negative + margin, 0.0)
+
+
+def triplet_cosine_any(
+    questions: Float[Array, "B D"],
+    answers: Float[Array, "M D"],
+    allowed: Bool[Array, "B M"],
+    margin: float,
+) -> Float[Array, "B"]:
+    """`triplet_cosine` against a negative drawn at random: its mean over all that are allowed.
+
+    Args:
+      questions: L2-normalised, [B, D].
+      answers: L2-normalised candidates, the own answer of question b at place b, [M, D].
+      allowed: [B, M], true where an answer may serve as a negative.
+      margin: see `triplet_cosine`.
+
+    Returns:
+      [B]; 0 where nothing is allowed.
+    """
+    scores = jnp.einsum("bd,md->bm", questions, answers, preferred_element_type=jnp.float32)
+    own = jnp.diagonal(scores)[:, None]
+    return masked.masked_mean(jnp.maximum(scores - own + margin, 0.0), allowed, axis=1)
 
 
 def info_nce(

@@ -9,7 +9,7 @@ from empathy_jax.data.pairs import positives
 QUANTILES = 101
 
 
-def calibrate(records: list[dict], embed: Callable[[list[str]], np.ndarray]) -> dict:
+def calibrate(records: list[dict], scorer) -> dict:
     """Measures a reward model on held-out questions, each against every other's answer.
 
     With S the cosines of Q questions and the Q first good answers, the diagonal is genuine and the
@@ -37,7 +37,7 @@ def calibrate(records: list[dict], embed: Callable[[list[str]], np.ndarray]) -> 
             "config.data.validation_fraction or give more in config.data.questions"
         )
     questions, answers = zip(*pairs, strict=True)
-    cosines = embed(list(questions)) @ embed(list(answers)).T
+    cosines = scorer.embed_questions(list(questions)) @ scorer.embed_answers(list(answers)).T
     count = len(pairs)
     genuine = np.diag(cosines)
     other = cosines[~np.eye(count, dtype=bool)].reshape(count, count - 1)

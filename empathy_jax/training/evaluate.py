@@ -22,8 +22,9 @@ from empathy_jax.data import examples as examples_lib
 from empathy_jax.evaluation import report, text_metrics
 from empathy_jax.metric_writer import Progress
 from empathy_jax.rl import rewards
-from empathy_jax.training import common, completions, inputs, reward_model
+from empathy_jax.training import common, completions, inputs
 from empathy_jax.training import workdir as workdirs
+from empathy_jax.training.scorer import Scorer, load_scorer
 
 # Batches of the engine per write: a killed run loses no more than these.
 BATCHES_PER_WRITE = 2
@@ -43,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     scorer = None
     judge = common.first_run(workdir, ("reward_model",))
     if config.reward_model.init or (judge is not None and (judge / "calibration.json").exists()):
-        scorer = reward_model.load_scorer(config, workdir, layout)
+        scorer = load_scorer(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, sigterm)
         measures, per_row = score(rows, questions, scorer, config.seed)
@@ -139,7 +140,7 @@ def generate(
 def score(
     rows: Sequence[dict],
     questions: Sequence[dict],
-    scorer: reward_model.Scorer | None,
+    scorer: Scorer | None,
     seed: int,
 ) -> tuple[dict[str, dict], list[dict[str, float | None]]]:
     """Measures of all rows beside their floor, and the measures of each row.
@@ -224,7 +225,7 @@ def _measure_answers(
     questions: Sequence[dict],
     owners: np.ndarray,
     texts: list[str],
-    scorer: reward_model.Scorer | None,
+    scorer: Scorer | None,
 ) -> dict[str, np.ndarray]:
     asked = [questions[index]["question"] for index in owners]
     references = [[a["text"] for a in questions[index]["answers"]] for index in owners]

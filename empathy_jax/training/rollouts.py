@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from empathy_jax.generation.engine import Completions
 from empathy_jax.rl import advantages as advantages_lib
 from empathy_jax.rl import rewards
-from empathy_jax.training.reward_model import Scorer
+from empathy_jax.training.scorer import Scorer
 
 LENGTH_STEP = 256  # padded lengths are multiples of this, so that few shapes are compiled
 
