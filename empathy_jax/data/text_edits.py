@@ -17,7 +17,8 @@ _SENTENCE = re.compile(
     r"|[。！？!?…\n.]+[”』」）)\"'\s]*"
 )
 _MARKS = re.compile(r"[，。！？、；：…,.!?;:~～\n]+")
-_CLAUSE_END = re.compile(r"[，。！？；：…,.!?;:~～\s]+")
+# In Chinese a space ends a clause too.
+_CLAUSE_END = re.compile(r"[，。！？；：…,.!?;:~～\n]+|(?<=[\u4e00-\u9fff])\s+")
 _WORD = re.compile(r"[A-Za-z']+")
 _PERSONS = str.maketrans({"我": "你", "你": "我"})
 _ENGLISH_PERSONS = {
@@ -50,8 +51,8 @@ def sentences(text: str) -> list[str]:
 
 
 def clauses(text: str) -> list[str]:
-    """What stands between the marks and spaces of a text."""
-    return [clause for clause in _CLAUSE_END.split(text) if clause]
+    """What stands between the marks of a text."""
+    return [clause.strip() for clause in _CLAUSE_END.split(text) if clause.strip()]
 
 
 def cut(text: str, length: int) -> str:

@@ -1,3 +1,4 @@
+import itertools
 import re
 import time
 
@@ -12,7 +13,7 @@ from empathy_jax.data import corruptions
 from empathy_jax.data.corruptions import KINDS, corrupt
 from empathy_jax.data.keywords import keywords
 from empathy_jax.data.phrases import load
-from empathy_jax.data.text_edits import sentences, swap_persons
+from empathy_jax.data.text_edits import clauses, sentences, swap_persons
 from empathy_jax.overlap import ngram_overlap
 
 LIMIT = 512
@@ -71,7 +72,7 @@ def test_draws_depend_on_the_rng_alone(kind, language):
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_differ(kind, language):
-    fewest = {"empty": 0.25, "truncated": 0.25, "tags": 0.6}
+    fewest = {"empty": 0.25, "truncated": 0.25, "repetition": 0.35, "echo": 0.5, "tags": 0.6}
     assert len(set(_draws(kind, language))) >= fewest.get(kind, 0.7) * DRAWS
 
 
@@ -117,7 +118,7 @@ def test_an_echo_with_more_holds_most_of_the_question(language):
         for text in _draws("echo_plus", language)
     ]
     assert np.mean(shares) > 0.9
-    assert np.mean(np.asarray(shares) > 0.5) > 0.95
+    assert np.mean(np.asarray(shares) > 0.5) > 0.9  # less where each word is misspelt or swapped
     assert np.mean([text in QUESTION[language] for text in _draws("echo_plus", language)]) < 0.02
 
 
@@ -125,11 +126,7 @@ def test_an_echo_with_more_holds_most_of_the_question(language):
 def test_stuffing_is_made_of_the_questions_words(language):
     words = keywords(QUESTION[language])
     for text in _draws("stuffing", language):
-        assert any(word in text for word in words) or any(
-            clause.strip() in text
-            for clause in re.split("[，。？,.?]", QUESTION[language])
-            if clause
-        )
+        assert any(word in text for word in [*words, *clauses(QUESTION[language])])
         assert not any(sentence in text for sentence in sentences(ANSWER[language]))
 
 
@@ -156,8 +153,10 @@ def test_advice_comes_without_consolation(language):
     comfort = [phrase for phrase in load(language)["comfort"] if "{" not in phrase]
     found = _draws("advice_only", language)
     assert not any(phrase in text for text in found for phrase in comfort)
-    numbered = [bool(re.search("1|一|①|首先", text)) for text in found]
-    assert 0.2 < np.mean(numbered) < 0.95
+    numbered = [
+        bool(re.search(r"2[.)、）：]|二[，、]|②|其次|\(2|Step 2|#2", text)) for text in found
+    ]
+    assert 0.4 < np.mean(numbered) < 0.9
 
 
 @pytest.mark.parametrize(
@@ -198,9 +197,9 @@ def test_additions_stand_at_the_start_in_the_middle_and_at_the_end(kind):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_repetition_says_something_again(language):
+    parts = sentences(ANSWER[language])
     for text in _draws("repetition", language):
-        parts = [part.strip() for part in sentences(text[:-20])]
-        assert len(set(parts)) < len(parts)
+        assert any(text.count(part.strip()[:12]) > 1 for part in parts)
         assert set(text) <= set(ANSWER[language])
 
 
@@ -223,7 +222,7 @@ def test_tags_are_spelled_as_the_chain_spells_them():
 def test_nothing_is_short(language):
     found = _draws("empty", language)
     assert "" in found
-    assert max(len(text.strip()) for text in found) <= 25
+    assert max(len(text.strip()) for text in found) <= 33  # eleven times three marks
     assert any(text and not text.strip() for text in found)
 
 
@@ -264,7 +263,7 @@ def test_the_sample_can_be_corrupted_quickly(language):
     records = sample_records(language)
     rng = np.random.default_rng(0)
     started, count = time.process_time(), 0
-    for record, other in zip(records, records[1:], strict=False):
+    for record, other in itertools.pairwise(records):
         for kind in KINDS:
             corrupt(
                 kind, rng, record["question"], record["answer"], other["answer"], LIMIT, language

@@ -56,7 +56,7 @@ def test_instructions_and_advertisements_hardly_ever_repeat(language):
     rng = np.random.default_rng(0)
     for name in ("injection", "advertisement"):
         said = [phrases.say(rng, language, name, WORDS) for _ in range(2000)]
-        assert len(set(said)) > 1500
+        assert len(set(said)) > 1400
 
 
 @pytest.mark.parametrize("language", phrases.LANGUAGES)

@@ -42,8 +42,8 @@ def test_sentences_of_a_very_long_text():
 
 
 def test_clauses():
-    assert text_edits.clauses("我累了，真的。为什么？ so tired, why") == [
-        *("我累了", "真的", "为什么", "so", "tired", "why")
+    assert text_edits.clauses("我累了，真的 累。为什么？ so very tired, why") == [
+        *("我累了", "真的", "累", "为什么", "so very tired", "why")
     ]
 
 
