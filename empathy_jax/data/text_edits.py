@@ -86,7 +86,7 @@ def insert(
     Args:
       rng: of the place.
       text: what they are put into; whole sentences are cut off its end to make room.
-      additions: they keep their order unless they are scattered.
+      additions: one or more; they keep their order unless they are scattered.
       limit: characters of the result; only additions that exceed it alone make it longer.
       language: "zh" or "en".
     """

@@ -70,7 +70,9 @@ def test_join_puts_a_space_between_english_parts_only():
     assert text_edits.join(["一。", "", "二。"], "zh") == "一。二。"
 
 
-@hypothesis.given(RNGS, TEXTS, st.lists(st.text("xyz", min_size=1), max_size=4), LANGUAGES)
+@hypothesis.given(
+    RNGS, TEXTS, st.lists(st.text("xyz", min_size=1), min_size=1, max_size=4), LANGUAGES
+)
 def test_insert_shows_every_addition_within_the_limit(rng, text, additions, language):
     limit = sum(len(addition) + 2 for addition in additions) + 5
     result = text_edits.insert(rng, text, additions, limit, language)
