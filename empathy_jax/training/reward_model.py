@@ -240,8 +240,11 @@ def arranged(
 ) -> list[list[int]]:
     """The pairs of each of the `mine_every` batches from step `first` on.
 
-    They are the next of the stream, put together by `config.reward_model.in_batch`. What a model has
-    chosen is kept in `batches/`: a resumed run has no longer the model that chose.
+    They are the next of the stream, put together by `config.reward_model.in_batch`; "mined" means
+    that the model as it is now takes the questions for alike, so that their answers are the hardest
+    to tell apart. (Answers are many times longer than questions: to embed those too would cost a
+    fifth of the training.) What a model has chosen is kept in `batches/`: a resumed run no longer has
+    the model that chose.
     """
     section = config.reward_model
     chosen = stream.window((first - 1) * config.batch_size, section.mine_every * config.batch_size)
@@ -255,7 +258,7 @@ def arranged(
         similarity = arrangement.by_topic([stream.topic(pair) for pair in chosen])
     else:
         questions = scorer.embed_questions([stream.question(pair) for pair in chosen])
-        similarity = questions @ scorer.embed_answers([stream.answer(pair) for pair in chosen]).T
+        similarity = questions @ questions.T
     groups = [stream.group(pair) for pair in chosen]
     order = arrangement.by_similarity(
         similarity, groups, config.batch_size, section.company, (config.seed, first)
