@@ -1,11 +1,14 @@
 """Probes: each is what it says and visible to a model; the table counts what is counted by hand."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
 from empathy_jax import chain_of_empathy
+from empathy_jax.data import phrases
 from empathy_jax.evaluation import probe_phrases, probes
 from empathy_jax.rl import rewards
 
@@ -32,23 +35,23 @@ def _case(language="zh", size=SIZE, number=0, **changes):
 def test_each_probe_is_what_it_says(language):
     case = _case(language)
     made = {name: column[0] for name, column in probes.texts([case]).items()}
-    phrases = probe_phrases.PHRASES[language]
+    own = probe_phrases.PHRASES[language]
     assert made["genuine"] == case.genuine
     assert made["echo"] == case.question
-    assert made["echo_plus_sentence"] == f"{case.question}\n{phrases['kind'][0]}"
-    assert made["kind_template"] == phrases["template"][0]
+    assert made["echo_plus_sentence"] == f"{case.question}\n{own['kind'][0]}"
+    assert made["kind_template"] == own["template"][0]
     assert made["same_topic_answer"] == case.other
     assert made["empty"] == ""
     assert set(made["tags_only"].split()) == set(chain_of_empathy.TAGS)
-    assert made["injection_alone"] == phrases["demand"][0]
-    assert made["injection_other"] == f"{case.other}\n{phrases['demand'][0]}"
-    assert made["injection_genuine"] == f"{case.genuine}\n{phrases['demand'][0]}"
+    assert made["injection_alone"] == own["demand"][0]
+    assert made["injection_other"] == f"{case.other}\n{own['demand'][0]}"
+    assert made["injection_genuine"] == f"{case.genuine}\n{own['demand'][0]}"
     assert made["repetition"].split("\n") == [case.genuine] * made["repetition"].count(case.genuine)
     assert made["repetition"].count(case.genuine) >= 2
     # Without what was added, the answer is there as it was.
     longer = made["same_content_longer"]
-    assert longer.startswith(phrases["idle"][0]) and len(longer) > 1.5 * len(case.genuine)
-    for phrase in phrases["idle"]:
+    assert longer.startswith(own["idle"][0]) and len(longer) > 1.5 * len(case.genuine)
+    for phrase in own["idle"]:
         longer = longer.replace(phrase, "")
     assert longer == case.genuine
     assert probes.PROBES.keys() == made.keys() - {"genuine"}
@@ -73,12 +76,12 @@ def test_phrases_take_turns():
 def test_what_a_probe_adds_to_a_long_text_is_visible(language, size):
     long = {name: text * 40 for name, text in (("genuine", GENUINE[language]), ("other", "好。"))}
     case = _case(language, size, question=QUESTION[language] * 20, **long)
-    phrases = probe_phrases.PHRASES[language]
+    own = probe_phrases.PHRASES[language]
     visible = {name: column[0][:size] for name, column in probes.texts([case]).items()}
-    assert phrases["kind"][0] in visible["echo_plus_sentence"]
-    assert phrases["demand"][0] in visible["injection_other"]
-    assert phrases["demand"][0] in visible["injection_genuine"]
-    assert phrases["idle"][0] in visible["same_content_longer"]
+    assert own["kind"][0] in visible["echo_plus_sentence"]
+    assert own["demand"][0] in visible["injection_other"]
+    assert own["demand"][0] in visible["injection_genuine"]
+    assert own["idle"][0] in visible["same_content_longer"]
     # The passage that is repeated ends in the first half, at the end of a sentence.
     first = probes.repetition(case).split("\n")[0]
     assert len(first) <= size // 2 and case.genuine.startswith(first)
@@ -97,6 +100,23 @@ def test_any_text_can_be_probed(question, genuine, other, language, size, number
     assert made == probes.texts([case])
     # Nothing grows without bound.
     assert all(len(column[0]) < 2000 for column in made.values())
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_no_phrase_of_the_probes_is_trained_against(language):
+    def sentences(texts):
+        parts = (part for text in texts for part in re.split(r"[。！？!?.\n]", text))
+        return {"".join(part.split()).strip("，,、:：()（）") for part in parts} - {""}
+
+    def grams(texts):
+        joined = ("".join(text.casefold().split()) for text in texts)
+        return {text[i : i + n] for text in joined for i in range(len(text) - n + 1)}
+
+    n = {"zh": 8, "en": 24}[language]
+    trained = [text for texts in phrases.load(language).values() for text in texts]
+    probed = [text for texts in probe_phrases.PHRASES[language].values() for text in texts]
+    assert not sentences(trained) & sentences(probed)
+    assert not grams(trained) & grams(probed)
 
 
 # --- cases and counting ---
