@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from empathy_jax.chain_of_empathy import Verdict
-from empathy_jax.overlap import ngram_overlap
+from empathy_jax.overlap import ngram_overlap, ngrams
 
 # Characters of an n-gram that people seldom share by chance, by language: see `template_penalty`.
 TEMPLATE_NGRAM: Mapping[str, int] = {"zh": 8, "en": 24}
@@ -109,7 +109,7 @@ def template_overlap(questions: Sequence[str], answers: Sequence[str], n: int) -
     Returns:
       float32 [N] in [0, 1]; 0 for an empty answer.
     """
-    pairs = [(q, _ngrams(_comparable(a), n)) for q, a in zip(questions, answers, strict=True)]
+    pairs = [(q, ngrams(_comparable(a), n)) for q, a in zip(questions, answers, strict=True)]
     asked: dict[str, set[str]] = {}
     for question, grams in pairs:
         for gram in grams:
@@ -157,11 +157,6 @@ def total(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
 
 def _above(share: npt.ArrayLike, free: float) -> np.ndarray:
     return np.asarray(np.clip((np.asarray(share) - free) / (1.0 - free), 0.0, 1.0), np.float32)
-
-
-def _ngrams(text: str, n: int) -> list[str]:
-    """The n-grams of a text; of a shorter one the text itself, of an empty one nothing."""
-    return [text[i : i + n] for i in range(max(len(text) - n, 0) + 1)] if text else []
 
 
 def _comparable(text: str) -> str:

@@ -80,12 +80,12 @@ def test_three_questions_by_hand():
 
 def test_every_kind_of_negative_is_measured_and_each_text_embedded_in_one_call(monkeypatch):
     records, scorer = _three()
-    scorer.vectors["worse1"] = np.array([0.0, 0.7, 0.0])
+    scorer.vectors["two1"] = np.array([0.0, 0.7, 0.0])
     made = []
 
     def corrupt(kind, rng, question, answer, other, max_characters, language):
         made.append((kind, question, answer, other, max_characters, language))
-        return "worse" + question[1]
+        return kind + question[1]
 
     monkeypatch.setattr(corruptions, "KINDS", ("one", "two"))
     monkeypatch.setattr(corruptions, "corrupt", corrupt)
@@ -94,10 +94,11 @@ def test_every_kind_of_negative_is_measured_and_each_text_embedded_in_one_call(m
         (kind, f"q{i}", f"a{i}", f"a{i + 1}", 100, "zh") for kind in ("one", "two") for i in (0, 1)
     ]
     assert list(found) == ["random", "same_topic", "one", "two"]
-    # The worse text of question 1 is nearer than its genuine answer.
-    assert found["one"] == {"accuracy": 0.5, "error": 0.5, "questions": 2}
+    # One worse text of question 1 is nearer than its genuine answer.
+    assert found["one"] == {"accuracy": 1, "error": 0, "questions": 2}
+    assert found["two"] == {"accuracy": 0.5, "error": 0.5, "questions": 2}
     assert found["same_topic"]["questions"] == 3
-    assert scorer.calls == [["q0", "q1", "q2"], ["a0", "a1", "a2", *["worse0", "worse1"] * 2]]
+    assert scorer.calls == [["q0", "q1", "q2"], ["a0", "a1", "a2", "one0", "one1", "two0", "two1"]]
     assert list(_calibrate(records, scorer, limit=0)["negatives"]) == ["random", "same_topic"]
 
 

@@ -136,6 +136,20 @@ def test_a_letter_that_fits_every_question_is_charged_for_and_people_are_not(lan
     assert (rewards.template_penalty(overlap) > 0).mean() < 0.05
 
 
+def test_turns_of_speech_that_all_english_shares_are_free():
+    answers = [
+        "It sounds like you are tired. You might want to call your sister about the house.",
+        "It sounds like your job hurts. Would you tell your manager about the noise?",
+        "You might want to tell your doctor, and call your friends about the trip.",
+    ]
+    overlap = {
+        n: rewards.template_overlap(["1", "2", "3"], answers, n).mean()
+        for n in rewards.TEMPLATE_NGRAM.values()
+    }
+    assert overlap[rewards.TEMPLATE_NGRAM["zh"]] > 0.2
+    assert overlap[rewards.TEMPLATE_NGRAM["en"]] == 0
+
+
 def test_total_is_the_weighted_sum():
     terms = {"format": np.array([[1.0, 0.0]]), "answer": np.array([[0.5, 0.25]])}
     actual = rewards.total(terms, {"answer": 2.0, "format": 1.0})
