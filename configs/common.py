@@ -4,7 +4,7 @@ A phase's file starts from `get_config()` and changes what differs. Fields are l
 one is refused with the nearest name. Lengths are in tokens, unless the name says characters.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
@@ -44,18 +44,44 @@ def _fields(size: str) -> ConfigDict:
                 "param_dtype": "float32",
                 "compute_dtype": "float32",
                 "remat": "none",
-                "pooling": "mean",  # mean | cls (encoders) | last (decoders)
-                "max_tokens": 512,  # of a question or an answer; longer texts are cut
-                "temperature": 0.05,  # of InfoNCE
-                "margin": 0.2,  # of the triplet loss on cosine distance
-                "triplet_weight": 1.0,
+                "lora_rank": 0,
+                "lora_alpha": 16.0,
+                "pooling": "",  # mean | cls (encoders) | last (decoders); empty: as `init` does
+                "max_tokens": 512,  # of a question or an answer, prompt included; rest is cut
+                # Put before a question and an answer. None: as `init` does, else a short one in the
+                # language of the data, and nothing before an answer.
+                "query_prompt": config_dict.placeholder(str),
+                "document_prompt": config_dict.placeholder(str),
+                # The loss: their weighted sum.
                 "info_nce_weight": 1.0,
-                # The shape of fresh weights (BERT), ignored when `init` is given.
+                "temperature": 0.05,  # of InfoNCE
+                "triplet_weight": 0.0,
+                "margin": 0.2,  # of the triplet loss on cosine distance
+                "triplet_negative": "hardest",  # hardest | any (of the batch)
+                "head_weight": 0.0,  # of Bradley-Terry on graded answers; above 0: adds a head
+                "graded_pairs": 8,  # pairs of graded answers in a batch, for the head
+                "matryoshka_dims": (),  # lengths that vectors may be cut to; empty: whole ones only
+                # Negatives.
+                "in_batch": "mined",  # random | same_topic | mined: who shares a batch
+                "company": 8,  # questions of a batch that are alike; no meaning for random
+                "mine_every": 50,  # updates between choices of alike questions
+                "corrupted": 1,  # spoilt answers that each question gets as negatives
+                # Answers of others are no negatives above the ceiling, nor above the cosine of the
+                # own answer less the margin (below 0: that much above it).
+                "negative_ceiling": 0.95,
+                "negative_margin": -0.1,
+                "rows_per_pass": 0,  # rows of max_tokens with activations at a time; 0: all
+                "eval_questions": 400,  # held-out ones that measure and calibrate; 0: all
+                # The shape of fresh weights, ignored when `init` is given.
+                "architecture": "encoder",  # encoder (BERT) | decoder (Qwen3)
                 "vocab_size": 3072,
                 "width": 128,
                 "mlp_width": 256,
                 "num_layers": 1,
                 "num_heads": 2,
+                "num_kv_heads": 2,  # of a decoder
+                "head_dim": 64,  # of a decoder
+                "tie_embeddings": True,  # of a decoder
             },
             "data": {
                 # A file, a folder, hub:owner/name, or sample (the embedded corpus); empty: what the

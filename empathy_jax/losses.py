@@ -1,7 +1,7 @@
-"""Token log-probabilities, cross-entropy and the two contrastive losses of the reward model.
+"""Token log-probabilities, entropy and cross-entropy.
 
 Losses come as (sum, count): the caller divides once, after microbatches and devices are summed.
-B batch, T query length, D width, V vocab, M candidate answers.
+B batch, T query length, D width, V vocab.
 """
 
 import jax
@@ -87,52 +87,3 @@ def cross_entropy_sum(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Negative log-likelihood summed over the tokens that count, and their number."""
     return -masked.masked_sum(log_probs, loss_mask), masked.masked_count(log_probs, loss_mask)
-
-
-def triplet_cosine(
-    question: Float[Array, "B D"],
-    positive: Float[Array, "B D"],
-    negative: Float[Array, "B D"],
-    margin: float,
-) -> Float[Array, "B"]:
-    """Triplet loss on cosine distance: max(0, d(q, p) - d(q, n) + margin), d(a, b) = 1 - a·b.
-
-    FaceNet, https://arxiv.org/abs/1503.03832, with cosine in place of its squared Euclidean
-    distance (on unit vectors the latter is twice the former, so the margin is half of FaceNet's).
-
-    Args:
-      question, positive, negative: L2-normalised embeddings, [B, D].
-      margin: how much closer the positive must be, in cosine; sensible values are 0.1 to 0.5
-        (cosine distances end at 2).
-    """
-    question = question.astype(jnp.float32)
-    to_positive = 1.0 - jnp.sum(question * positive, axis=-1)
-    to_negative = 1.0 - jnp.sum(question * negative, axis=-1)
-    return jnp.maximum(to_positive - to_negative + margin, 0.0)
-
-
-def info_nce(
-    questions: Float[Array, "B D"],
-    answers: Float[Array, "M D"],
-    positives: Int[Array, "B"],
-    temperature: float,
-    allowed: Bool[Array, "B M"],
-) -> Float[Array, "B"]:
-    """InfoNCE: -log( exp(q·a₊/τ) / Σ_{allowed a} exp(q·a/τ) ) for each question.
-
-    CPC, https://arxiv.org/abs/1807.03748, with cosine similarity as the score. `allowed` false
-    takes an answer out of a question's denominator: another good answer to the same question is
-    no negative. The positive itself always counts.
-
-    Args:
-      questions: L2-normalised, [B, D].
-      answers: L2-normalised candidates, [M, D].
-      positives: which of the M answers belongs to each question, [B].
-      temperature: τ > 0; 0.05 is usual.
-      allowed: [B, M], true where an answer may serve as a negative.
-    """
-    scores = jnp.einsum("bd,md->bm", questions, answers, preferred_element_type=jnp.float32)
-    scores = scores / temperature
-    is_positive = positives[:, None] == jnp.arange(answers.shape[0])
-    counted = jnp.where(allowed | is_positive, scores, -jnp.inf)
-    return -token_log_probs(counted, positives)

@@ -131,6 +131,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts `batch_sharding` cuts the leading axis."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
 def check_rows(rows: int, mesh: Mesh, what: str) -> None:
     """Refuse a leading axis that `batch_sharding` cannot cut evenly.
 
@@ -139,7 +144,7 @@ def check_rows(rows: int, mesh: Mesh, what: str) -> None:
       mesh: the mesh.
       what: the fields that make it, for the message.
     """
-    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    parts = batch_parts(mesh)
     if rows % parts:
         raise ValueError(
             f"{what} is {rows}; it must be a multiple of {parts}, the devices that hold different "

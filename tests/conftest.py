@@ -30,7 +30,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # In the modules that compute, a call with an array whose shape or dtype contradicts the signature
 # is an error. Elsewhere annotations are for readers: a numpy array serves as a Sequence there.
 jaxtyping.install_import_hook(
-    [f"empathy_jax.{name}" for name in ("generation", "losses", "masked", "models", "rl")],
+    [
+        f"empathy_jax.{name}"
+        for name in ("contrastive", "generation", "losses", "masked", "models", "rl")
+    ],
     f"{typechecker.__name__}.check",
 )
 

@@ -18,7 +18,7 @@ FLOORS = (
     ("evaluation",),
     ("rl",),
     ("generation",),
-    ("losses",),
+    ("contrastive", "losses"),
     ("safety",),
     ("models",),
     ("data",),

@@ -15,15 +15,6 @@ CONFIG = decoder.DecoderConfig(
 RNG = np.random.default_rng(0)
 
 
-def unit(shape):
-    x = RNG.normal(size=shape).astype(np.float32)
-    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
-
-
-def to_torch(x):
-    return torch.tensor(np.array(x))
-
-
 def head_inputs(batch=2, length=7):
     params = decoder.init_params(jax.random.key(0), CONFIG)
     hidden = RNG.normal(size=(batch, length, CONFIG.width)).astype(np.float32) * 5
@@ -117,49 +108,3 @@ def test_cross_entropy_sum_matches_torch():
     total, count = losses.cross_entropy_sum(log_probs, jnp.asarray(mask))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert float(count) == 6
-
-
-def test_triplet_cosine_matches_torch_and_hand_numbers():
-    question, positive, negative = unit((6, 8)), unit((6, 8)), unit((6, 8))
-    loss = torch.nn.TripletMarginWithDistanceLoss(
-        distance_function=lambda a, b: 1 - torch.cosine_similarity(a, b),
-        margin=0.3,
-        reduction="none",
-    )
-    expected = loss(*map(to_torch, (question, positive, negative)))
-    actual = losses.triplet_cosine(question, positive, negative, 0.3)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
-    east, north, west = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([[-1.0, 0.0]])
-    np.testing.assert_allclose(losses.triplet_cosine(east, north, west, 0.3), [0.0])
-    np.testing.assert_allclose(losses.triplet_cosine(east, west, north, 0.3), [1.3])
-
-
-def test_info_nce_matches_torch_cross_entropy():
-    questions, answers = unit((4, 8)), unit((6, 8))
-    positives = jnp.array([0, 2, 3, 5])
-    scores = to_torch(questions) @ to_torch(answers).T / 0.05
-    expected = torch.nn.functional.cross_entropy(
-        scores, to_torch(positives).long(), reduction="none"
-    )
-    actual = losses.info_nce(questions, answers, positives, 0.05, jnp.ones((4, 6), bool))
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
-
-
-def test_info_nce_leaves_false_negatives_out():
-    questions, answers = unit((2, 8)), unit((3, 8))
-    allowed = jnp.array([[True, False, True], [True, True, False]])
-    positives = jnp.array(
-        [0, 2]
-    )  # the second positive is not "allowed" as a negative: still counted
-
-    def loss(answers):
-        return losses.info_nce(questions, answers, positives, 0.1, allowed)
-
-    scores = np.exp(questions @ answers.T / 0.1)
-    expected = [
-        -np.log(scores[0, 0] / (scores[0, 0] + scores[0, 2])),
-        -np.log(scores[1, 2] / scores[1].sum()),
-    ]
-    np.testing.assert_allclose(loss(answers), expected, rtol=1e-4)
-    gradient = jax.grad(lambda a: loss(a)[0])(answers)
-    assert np.all(np.isfinite(gradient)) and np.all(gradient[1] == 0)

@@ -1,41 +1,44 @@
 """Bad answers made from good ones: the negatives that teach a reward model what it must not pay for.
 
-An embedding is close to a question for many reasons, and most of them are no answer: the question
-itself is the closest text of all. Each kind here is one way to look like an answer without being one;
-`corrupt` draws it in as many forms as it can, so that a model learns the kind and not a phrase.
-The fixed sentences are in `phrases.yaml`.
+A text is near a question in the space of an embedding model for many reasons, and most of them do
+not make it an answer: the question itself is the nearest text of all. Each kind here is one way to
+look like an answer without being one. `corrupt` draws it in as many forms as it can, so that a model
+learns the kind and not a phrase. The fixed sentences are in `phrases.yaml`.
 """
 
 import dataclasses
-import re
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from empathy_jax.chain_of_empathy import TAGS
-from empathy_jax.data.keywords import is_keyword, keywords, segments
+from empathy_jax.data.keywords import keywords, keywords_by_class, segments, word_class
 from empathy_jax.data.phrases import fill, load, pick, say
-
-# A draw that looks like the answer is thrown away; after so many, the answer is replaced by nothing.
-_DRAWS = 8
-
-_SENTENCE = re.compile(
-    r"[^。！？!?…\n.]*(?:[。！？!?…\n]+|\.+(?!\w)|\.)[”』」）)\"'\s]*|[^。！？!?…\n.]+"
+from empathy_jax.data.text_edits import (
+    chance,
+    clauses,
+    cut,
+    edit,
+    insert,
+    join,
+    restyle,
+    sentences,
+    some,
+    swap_persons,
 )
-_PUNCTUATION = "，。！？、；：…,.!?;:~～ \n"
-_PERSONS = {
-    "zh": {"我": "你", "你": "我"},
-    "en": {
-        "i": "you",
-        "my": "your",
-        "me": "you",
-        "mine": "yours",
-        "am": "are",
-        "i'm": "you're",
-        "i've": "you've",
-        "myself": "yourself",
-    },
-}
+
+# A draw that is the answer is thrown away; after so many draws, nothing takes the answer's place.
+_DRAWS = 8
+_MOST_WORDS = 60
+_OTHER_TAGS = (
+    *(
+        f"<{slash}{name}>"
+        for name in ("p", "div", "b", "think", "reply", "s")
+        for slash in ("", "/")
+    ),
+    *("<br>", "<|end|>", "[INST]", "[/INST]", "{{", "}}"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ def corrupt(
     max_characters: int,
     language: str,
 ) -> str:
-    """A text that is a worse answer to the question than the genuine answer.
+    """A text that answers the question worse than the genuine answer does.
 
     Args:
       kind: one of `KINDS`.
@@ -67,12 +70,12 @@ def corrupt(
       question: the question.
       answer: a genuine answer to it.
       other: a genuine answer to another question.
-      max_characters: what a model sees of a text; the text is no longer than that, so that what
-        makes it bad is seen.
+      max_characters: what a model sees of a text. The result is no longer, and what makes it bad
+        lies within; where there is no room for it, the answer is shortened first.
       language: "zh" or "en", of the sentences that are added.
 
     Returns:
-      A text that is not the visible part of the answer, even if white space is left out of both.
+      A text other than the visible part of the answer, even if white space is left out of both.
 
     Raises:
       ValueError: for a kind or a language that does not exist, or when nothing is visible.
@@ -84,172 +87,58 @@ def corrupt(
     load(language)
     visible = (text[:max_characters] for text in (question, answer, other))
     case = _Case(rng, *visible, max_characters, language)
+    genuine = _without_space(case.answer)
     for _ in range(_DRAWS):
         text = _MAKERS[kind](case)[:max_characters]
-        if _squeeze(text) != _squeeze(case.answer):
+        if _without_space(text) != genuine:
             return text
-    return "" if _squeeze(case.answer) else "?"
+    return "" if genuine else "?"
 
 
-def _squeeze(text: str) -> str:
-    """A text without its white space."""
+def _without_space(text: str) -> str:
     return "".join(text.split())
 
 
-# ---- pieces of text
-
-
-def _sentences(text: str) -> list[str]:
-    """The sentences of a text, with what stands behind them; together they are the text."""
-    return _SENTENCE.findall(text)
-
-
-def _cut(text: str, length: int) -> str:
-    """The whole sentences that fit into a length; when not one does, its first characters."""
-    end = 0
-    for sentence in _sentences(text):
-        if end + len(sentence) > length:
-            break
-        end += len(sentence)
-    return text[: end or max(length, 0)]
-
-
-def _join(case: _Case, parts: Sequence[str]) -> str:
-    """Parts as one text; English ones are kept apart by a space."""
-    text = ""
-    for part in parts:
-        gap = case.language == "en" and text and part and not text[-1].isspace()
-        text += f" {part}" if gap else part
-    return text
-
-
-def _some(rng: np.random.Generator, items: Sequence[str], count: int) -> list[str]:
-    """So many of the items, or all of them, in random order."""
-    return [items[i] for i in rng.permutation(len(items))[:count]]
-
-
-def _chance(rng: np.random.Generator, probability: float) -> bool:
-    return bool(rng.random() < probability)
-
-
-def _words(case: _Case, text: str) -> dict[str, str]:
-    """A keyword of a text for the slots of a phrase."""
-    found = keywords(text)
-    return {"keyword": pick(case.rng, found) if found else say(case.rng, case.language, "thing")}
+def _keywords(case: _Case) -> list[str]:
+    """The question's keywords, at least one."""
+    return keywords(case.question) or [say(case.rng, case.language, "thing")]
 
 
 def _say(case: _Case, *names: str) -> str:
-    """A sentence from one of the lists, about the question where it has a place for a keyword."""
-    return say(case.rng, case.language, pick(case.rng, names), _words(case, case.question))
+    """A sentence from one of the lists; a place for a keyword is filled from the question."""
+    words = {"keyword": pick(case.rng, _keywords(case)), "question": case.question[:60]}
+    return say(case.rng, case.language, pick(case.rng, names), words)
 
 
 def _say_many(case: _Case, name: str, count: int) -> list[str]:
-    """So many different sentences of a list; at times one of them names a keyword."""
-    phrases = _some(case.rng, load(case.language)[name], count)
-    said = [fill(case.rng, case.language, phrase, {}) for phrase in phrases]
-    if f"{name}_keyword" in load(case.language) and _chance(case.rng, 0.3):
+    """So many different sentences of a list; three times in ten one of them names a keyword."""
+    phrases = some(case.rng, load(case.language)[name], count)
+    said = [fill(case.rng, case.language, phrase) for phrase in phrases]
+    if chance(case.rng, 0.3):
         said[int(case.rng.integers(len(said)))] = _say(case, f"{name}_keyword")
     return said
 
 
 def _insert(case: _Case, text: str, additions: Sequence[str]) -> str:
-    """A text with additions at its start, at its end, together or scattered between its sentences,
-    or in the middle of one; it is cut so that all of them are visible."""
-    added = sum(len(addition) + 2 for addition in additions)
-    text = _cut(text, case.limit - added)
-    place = case.rng.integers(6)
-    if place == 0:
-        return _join(case, [*additions, text])
-    if place == 1:
-        return _join(case, [text, *additions])
-    if place == 2:
-        at = int(case.rng.integers(len(text) + 1))
-        return _join(case, [text[:at], *additions, text[at:]])
-    parts = _sentences(text)
-    at = int(case.rng.integers(len(parts) + 1))
-    for addition in additions:
-        if place == 5:
-            at = int(case.rng.integers(len(parts) + 1))
-        parts.insert(at, addition)
-        at += 1
-    return _join(case, parts)
-
-
-# ---- the question again
-
-
-def _swap_persons(case: _Case, text: str) -> str:
-    """The text told to the one who told it: I is you."""
-    persons = _PERSONS[case.language]
-    if case.language == "zh":
-        return text.translate(str.maketrans(persons))
-    return re.sub(r"[A-Za-z']+", lambda word: persons.get(word[0].lower(), word[0]), text)
-
-
-def _drop_sentence(case: _Case, text: str) -> str:
-    parts = _sentences(text)
-    if len(parts) > 1:
-        del parts[int(case.rng.integers(len(parts)))]
-    return "".join(parts)
-
-
-def _double_sentence(case: _Case, text: str) -> str:
-    parts = _sentences(text)
-    if parts:
-        parts.insert(int(case.rng.integers(len(parts) + 1)), pick(case.rng, parts))
-    return _join(case, parts)
-
-
-def _reorder(case: _Case, text: str) -> str:
-    parts = _sentences(text)
-    return _join(case, _some(case.rng, parts, len(parts)))
-
-
-def _repunctuate(case: _Case, text: str) -> str:
-    """Every mark of punctuation replaced by one and the same, or by none."""
-    mark = pick(case.rng, ("", " ", "\n", "，", "。", "！", ",", "...", "、"))
-    return re.sub(f"[{_PUNCTUATION}]+", " " if case.language == "en" and not mark else mark, text)
-
-
-def _misspell(case: _Case, text: str) -> str:
-    """A few characters lost or doubled."""
-    copies = case.rng.choice(3, size=len(text), p=(0.03, 0.94, 0.03))
-    return "".join(letter * int(n) for letter, n in zip(text, copies, strict=True))
-
-
-def _quote(case: _Case, text: str) -> str:
-    left, right = pick(
-        case.rng, ("“”", "「」", '""', "（）", "【】", ("> ", ""), ("- ", ""), ("", "？"))
-    )
-    return left + text + right
-
-
-def _part(case: _Case, text: str) -> str:
-    """Most of the text, from its beginning or to its end."""
-    length = int(len(text) * case.rng.uniform(0.5, 1.0))
-    return text[:length] if _chance(case.rng, 0.5) else text[len(text) - length :]
-
-
-_EDITS = (
-    _swap_persons, _drop_sentence, _double_sentence, _reorder, _repunctuate, _misspell, _quote, _part
-)  # fmt: skip
+    """A text with additions, at times each on a line of its own, at some place in it."""
+    gap = "\n" if chance(case.rng, 0.2) else ""
+    additions = [gap + addition + gap for addition in additions]
+    return insert(case.rng, text, additions, case.limit, case.language)
 
 
 def _echo(case: _Case) -> str:
-    """The question, as it is (two in five) or slightly changed."""
+    """The question as it is (two in five), or with up to three small changes."""
     text = case.question
     for _ in range(int(case.rng.integers(-1, 4))):
-        text = pick(case.rng, _EDITS)(case, text)
+        text = edit(case.rng, text, case.language)
     return text
 
 
 def _echo_plus(case: _Case) -> str:
-    """The question, or the question told back, with sentences that cost nothing."""
+    """The question with sentences that cost nothing, or the question told back."""
     rng = case.rng
-    if _chance(rng, 0.3):
-        start, end = _say(case, "retell"), _say(case, "stock_ending")
-        body = _cut(case.question, case.limit - len(start) - len(end) - 2)
-        return _join(case, [start, _swap_persons(case, body), end])
+    if chance(rng, 0.3):
+        return _told_back(case, _say(case, "stock_ending"))
     names = (
         "opening",
         "comfort",
@@ -260,237 +149,236 @@ def _echo_plus(case: _Case) -> str:
         "advice",
     )
     extras = [_say(case, *names) for _ in range(int(rng.integers(1, 5)))]
-    return _insert(case, _echo(case) if _chance(rng, 0.3) else case.question, extras)
+    return _insert(case, _echo(case) if chance(rng, 0.3) else case.question, extras)
+
+
+def _told_back(case: _Case, ending: str) -> str:
+    """What the question says, said to the one who asked, and an ending."""
+    start = _say(case, "retell")
+    body = cut(case.question, case.limit - len(start) - len(ending) - 2)
+    return join([start, swap_persons(body, case.language), ending], case.language)
 
 
 def _stuffing(case: _Case) -> str:
-    """Words of the question strung together."""
-    rng = case.rng
-    found = keywords(case.question) or [say(rng, case.language, "thing")]
-    words = _some(rng, found, int(rng.integers(1, len(found) + 1)))
-    if _chance(rng, 0.5):
+    """Words or clauses of the question strung together."""
+    rng, language = case.rng, case.language
+    found = _keywords(case)
+    if chance(rng, 0.2):
+        found = clauses(case.question) or found
+    words = some(rng, found, int(rng.integers(1, len(found) + 1)))
+    if chance(rng, 0.5):
         words.sort(key=found.index)
-    words = (words * int(rng.integers(1, 4)))[:60]
-    if _chance(rng, 0.3):
-        clauses = [say(rng, case.language, "keyword_clause", {"keyword": word}) for word in words]
-        return _join(case, clauses)
-    mark = pick(rng, ("、", "，", "。", " ", "", "\n", "/", "|", " #", "……", "；", "和", ", ", "-"))
-    if case.language == "en" and not mark.isspace():
-        mark = pick(rng, (", ", " ", " and ", "; ", "\n", " / ", " #", ". "))
-    return say(rng, case.language, "stuffing_frame", {"keywords": mark.join(words)})
-
-
-# ---- answers to anything
+    words = (words * int(rng.integers(1, 5)))[:_MOST_WORDS]
+    if chance(rng, 0.3):
+        strung = [say(rng, language, "keyword_clause", {"keyword": word}) for word in words]
+        return join(strung, language)
+    mark = pick(rng, load(language)["stuffing_mark"])
+    return say(rng, language, "stuffing_frame", {"keywords": mark.join(words)})
 
 
 def _borrowed(case: _Case) -> str:
-    """Another question's answer with the words of this question in it."""
+    """Another question's answer with this question's words in it, or behind what it says."""
     rng = case.rng
-    found = keywords(case.question) or [say(rng, case.language, "thing")]
-    share = rng.choice((0.0, 0.4, 0.7, 1.0))
-    new: dict[str, str] = {}
-    parts = []
-    for word, part in segments(case.other):
-        if is_keyword(word, part) and _chance(rng, share):
-            word = new.setdefault(word, pick(rng, found))
-        parts.append(word)
-    text = "".join(parts)
-    if share and _chance(rng, 0.6):
+    form = int(rng.integers(6))
+    if form == 0:
+        return _told_back(case, case.other)
+    text = case.other if form == 1 else _with_new_words(case)
+    if form > 3:
         return text
-    clauses = [
+    found = _keywords(case)
+    clauses_about = [
         say(rng, case.language, "keyword_clause", {"keyword": pick(rng, found)})
         for _ in range(int(rng.integers(1, 5)))
     ]
-    return _insert(case, text, clauses)
+    return _insert(case, text, clauses_about)
+
+
+def _with_new_words(case: _Case) -> str:
+    """Another question's answer whose nouns, verbs or both become words of this question."""
+    rng = case.rng
+    share = pick(rng, (0.4, 0.7, 1.0))
+    pools = keywords_by_class(case.question)
+    if chance(rng, 0.6):
+        pools.pop("v", None)
+    new: dict[str, str] = {}
+    parts = []
+    for word, part in segments(case.other):
+        name = word_class(word, part)
+        if name in pools and chance(rng, share):
+            word = new.setdefault(word, pick(rng, pools[name]))
+        parts.append(word)
+    return "".join(parts)
 
 
 def _generic(case: _Case) -> str:
-    """Consolation that fits any question."""
+    """Consolation that fits any question, in one to twelve sentences."""
     rng = case.rng
     said = _say_many(case, "comfort", int(rng.integers(1, 13)))
-    if _chance(rng, 0.4):
+    if chance(rng, 0.4):
         said.insert(0, _say(case, "opening"))
-    if _chance(rng, 0.4):
+    if chance(rng, 0.4):
         said.append(_say(case, "closing"))
-    if _chance(rng, 0.15):
-        said = [sentence + "\n" * int(rng.integers(3)) for sentence in said]
-    return _join(case, said)
+    return restyle(rng, join(said, case.language), case.language)
 
 
 def _advice_only(case: _Case) -> str:
-    """Advice that fits any question, and nothing else."""
+    """Advice that fits any question and nothing else, often as a numbered list."""
     rng = case.rng
     said = _say_many(case, "advice", int(rng.integers(2, 11)))
-    numbers = pick(rng, ("", "", "1.", "1、", "①", "- ", "(1) ", "第一，", "首先，"))
-    said = [_number(numbers, index) + sentence for index, sentence in enumerate(said)]
-    if _chance(rng, 0.4):
+    style = pick(rng, load(case.language)["numbers"])
+    said = [_number(style, index) + sentence for index, sentence in enumerate(said)]
+    if chance(rng, 0.4):
         said.insert(0, _say(case, "advice_heading"))
-    gap = "\n" if _chance(rng, 0.5) else ""
-    return _join(case, [sentence + gap for sentence in said])
+    gap = "\n" if chance(rng, 0.4) else ""
+    text = join([sentence + gap for sentence in said], case.language)
+    return restyle(rng, text, case.language)
 
 
 def _number(style: str, index: int) -> str:
-    """What stands before the advice of an index, counted in a style that begins at one."""
-    if style == "首先，":
-        return ("首先，", "其次，", "再次，", "然后，")[index] if index < 4 else "另外，"
-    if style == "第一，":
-        return f"第{'一二三四五六七八九十'[index]}，"
-    if style == "①":
-        return "①②③④⑤⑥⑦⑧⑨⑩"[index]
+    """What stands before the piece of advice of an index, in a style shown by its first number."""
+    for row in ("一二三四五六七八九十", "①②③④⑤⑥⑦⑧⑨⑩"):
+        if row[0] in style:
+            return style.replace(row[0], row[index])
+    if "首先" in style:
+        return style.replace(
+            "首先", ("首先", "其次", "再次", "然后", "接着", "另外")[min(index, 5)]
+        )
     return style.replace("1", str(index + 1))
 
 
-# ---- less of the answer, or more
-
-
 def _truncated(case: _Case) -> str:
-    """A part of the answer: its beginning, its end, or every second sentence."""
+    """A part of the answer: its beginning, its end, or some of its sentences."""
     rng, answer = case.rng, case.answer
-    length = int(len(answer) * rng.uniform(0.1, 0.6))
-    form = rng.integers(5)
+    length = max(int(len(answer) * rng.uniform(0.1, 0.6)), 1)
+    form = int(rng.integers(5))
     if form == 0:
         return answer[:length]
     if form == 1:
-        return _cut(answer, length)
+        return cut(answer, length)
     if form == 2:
-        return answer[len(answer) - length :]
-    parts = _sentences(answer)
+        return answer[-length:]
+    parts = sentences(answer)
     if form == 3:
         return "".join(parts[int(rng.integers(2)) :: 2])
-    return "".join(part for part in parts if _chance(rng, 0.4))
+    return "".join(part for part in parts if chance(rng, 0.4)) or answer[:length]
 
 
 def _advertisement(case: _Case) -> str:
-    """The answer with an advertisement in it."""
+    """The answer with one advertisement or two in it."""
     additions = [_say(case, "advertisement") for _ in range(int(case.rng.integers(1, 3)))]
-    return _insert(case, case.answer, _own_lines(case, additions))
-
-
-def _own_lines(case: _Case, additions: Sequence[str]) -> list[str]:
-    """The additions, at times each on a line of its own."""
-    gap = "\n" if _chance(case.rng, 0.3) else ""
-    return [gap + addition + gap for addition in additions]
+    return _insert(case, case.answer, additions)
 
 
 def _repetition(case: _Case) -> str:
-    """The answer with sentences, a passage or the whole of it repeated."""
-    rng = case.rng
+    """The answer with a sentence, a passage or the whole of it two to six times."""
+    rng, language = case.rng, case.language
     times = int(rng.integers(2, 7))
     answer = case.answer
     if len(answer) > 0.7 * case.limit:
-        answer = _cut(answer, int(case.limit * rng.uniform(0.2, 0.7)))
-    parts = _sentences(answer) or [answer]
-    form = rng.integers(4)
-    if form == 0:
-        return _join(case, [answer] * times)
+        answer = cut(answer, int(case.limit * rng.uniform(0.2, 0.7)))
+    parts = sentences(answer)
+    form = pick(rng, ("whole", "sentence", "passage", "scattered"))
+    if form == "whole" or not parts:
+        return join([answer] * times, language)
     start = int(rng.integers(len(parts)))
-    passage = parts[start : start + (1 if form == 1 else int(rng.integers(1, len(parts) + 1)))]
-    if form == 3:
+    longest = 1 if form == "sentence" else len(parts) - start
+    end = start + int(rng.integers(1, longest + 1))
+    passage = parts[start:end]
+    if form == "scattered":
         for _ in range(times - 1):
             parts.insert(int(rng.integers(len(parts) + 1)), pick(rng, passage))
-        return _join(case, parts)
-    end = start + len(passage)
-    return _join(case, [*parts[:end], *passage * (times - 1), *parts[end:]])
+        return join(parts, language)
+    return join([*parts[:end], *passage * (times - 1), *parts[end:]], language)
 
 
 def _padding(case: _Case) -> str:
-    """The answer with sentences that say nothing between its own."""
+    """The answer made longer by a third to four times with sentences that say nothing."""
     rng = case.rng
-    wanted = max(int(len(case.answer) * rng.uniform(0.3, 4.0)), 20)
-    room = max(min(wanted, case.limit - min(len(case.answer), case.limit // 4)), 1)
+    length = len(case.answer)
+    room = case.limit - min(length, case.limit // 4)
+    wanted = min(max(length * rng.uniform(0.3, 4.0), 20), room)
     fillers: list[str] = []
-    for phrase in _some(rng, load(case.language)["filler"], 60):
-        if room <= 0:
+    for phrase in some(rng, load(case.language)["filler"], _MOST_WORDS):
+        if sum(map(len, fillers)) >= wanted:
             break
-        fillers.append(fill(rng, case.language, phrase, {}))
-        room -= len(fillers[-1]) + 2
+        fillers.append(fill(rng, case.language, phrase))
+    if chance(rng, 0.5):
+        return _interleave(case, sentences(case.answer), fillers)
     return _insert(case, case.answer, fillers)
 
 
-# ---- texts made for the grader
+def _interleave(case: _Case, first: Sequence[str], second: Sequence[str]) -> str:
+    """Sentences of both in turn."""
+    pairs = itertools.zip_longest(first, second, fillvalue="")
+    return join([part for pair in pairs for part in pair], case.language)
 
 
 def _injection(case: _Case) -> str:
-    """An instruction to the grader in an answer, or alone."""
+    """Instructions to the grader: in the answer, in another, in consolation, or alone."""
     rng = case.rng
-    base = case.answer, case.other, _generic(case), ""
-    text = base[int(rng.choice(4, p=(0.45, 0.2, 0.2, 0.15)))]
-    language = "en" if _chance(rng, 0.2) else case.language
-    count = int(rng.integers(1, 4))
-    additions = [say(rng, language, "injection") for _ in range(count)]
-    return _insert(case, text, _own_lines(case, additions))
+    text = (case.answer, case.other, _generic(case), "")[rng.choice(4, p=(0.45, 0.2, 0.2, 0.15))]
+    language = "en" if chance(rng, 0.2) else case.language
+    writer = dataclasses.replace(case, language=language)
+    additions = [_say(writer, "injection") for _ in range(int(rng.integers(1, 4)))]
+    return _insert(case, text, additions)
 
 
 def _tags(case: _Case) -> str:
     """Tags alone, around a few words, or strewn through the answer."""
     rng = case.rng
-    html = "<p> </p> <div> </div> <br> <b> </b> <think> </think> <reply> <|end|> [INST] [/INST] <s> </s>"
-    known = TAGS if _chance(rng, 0.7) else tuple(html.split())
-    form = rng.integers(4)
-    if form == 0:
-        return pick(rng, ("", "\n", " ")).join(TAGS)
-    few = _some(rng, known, int(rng.integers(1, len(known) + 1))) * int(rng.integers(1, 4))
-    few = [_respell(case, tag) for tag in few]
-    if form == 1:
-        return pick(rng, ("", "\n", " ", "...")).join(few)
-    if form == 2:
-        words = keywords(case.question)[:10] + [
-            "",
-            "…",
-            _say(case, "comfort"),
-            _say(case, "nothing"),
-        ]
-        return "".join(tag + pick(rng, words) for tag in few)
+    form = pick(rng, ("all", "alone", "around", "strewn"))
+    gap = pick(rng, ("", "", "\n", " ", "..."))
+    if form == "all":
+        return gap.join(TAGS)
+    known = TAGS if chance(rng, 0.7) else _OTHER_TAGS
+    few = some(rng, known, int(rng.integers(1, len(known) + 1))) * int(rng.integers(1, 4))
+    few = [_respelled(case, tag) for tag in few]
+    if form == "alone":
+        return gap.join(few)
+    if form == "around":
+        words = [*_keywords(case)[:10], "", "…", _say(case, "comfort"), _say(case, "nothing")]
+        return gap.join(tag + pick(rng, words) for tag in few)
     return _insert(case, case.answer, few[: max(2, case.limit // 40)])
 
 
-def _respell(case: _Case, tag: str) -> str:
-    """A tag, rarely in a spelling that is none."""
-    if _chance(case.rng, 0.8):
+def _respelled(case: _Case, tag: str) -> str:
+    """A tag, one time in five in a spelling that is none."""
+    if chance(case.rng, 0.8):
         return tag
-    name = tag.strip("<>/[]|")
-    return pick(
-        case.rng,
-        (tag.lower(), tag.upper(), f"[{name}]", f"【{name}】", f"{name}：", f"&lt;{name}&gt;"),
-    )
+    name = tag.strip("<>/[]|{}")
+    forms = (tag.lower(), tag.upper(), f"[{name}]", f"【{name}】", f"{name}：", f"&lt;{name}&gt;")
+    return pick(case.rng, forms)
 
 
 def _empty(case: _Case) -> str:
     """Nothing, or next to nothing."""
     rng = case.rng
-    form = rng.integers(6)
+    form = int(rng.integers(6))
     if form == 0:
         return ""
     if form == 1:
-        return pick(rng, (" ", "\n", "\t", "\u3000")) * int(rng.integers(1, 30))
+        return pick(rng, " \n\t\u3000") * int(rng.integers(1, 30))
     if form == 2:
-        marks = pick(
-            rng, ("。", "？", "！", "…", "，", ".", "?", "!", "~", "-", "、", "。，！", "*", "()")
-        )
-        return marks * int(rng.integers(1, 12))
+        return pick(rng, (*"。？！…，.?!~-、*", "。，！", "()")) * int(rng.integers(1, 12))
     if form == 3:
         return pick(rng, ("0", "1", "2", "a", "x", "👍", "❤️", "🌹", "😊", "ok", "A", "666", "null"))
     if form == 4:
         return case.answer[: int(rng.integers(1, 3))]
-    return say(rng, case.language, "nothing") + pick(rng, ("", "", "。", "！", "~", "..."))
+    return _say(case, "nothing") + pick(rng, ("", "", "。", "！", "~", "..."))
 
 
 def _shuffled(case: _Case) -> str:
     """The answer with its characters or words out of order, or mixed with another answer."""
     rng = case.rng
-    parts = _sentences(case.answer)
-    form = rng.integers(4)
-    if form == 0:
-        return "".join("".join(_some(rng, part, len(part))) for part in parts)
-    if form == 1:
-        words = [word for word, _ in segments(case.answer)]
-        return "".join(_some(rng, words, len(words)))
-    if form == 2:
-        mixed = [[word for word, _ in segments(part)] for part in parts]
-        return "".join("".join(_some(rng, words, len(words))) for words in mixed)
-    others = _sentences(case.other)
-    pairs = [pair for both in zip(parts, others, strict=False) for pair in both]
-    return _join(case, pairs)
+    parts = sentences(case.answer)
+    form = pick(rng, ("characters", "words", "words in sentences", "with another"))
+    if form == "characters":
+        return "".join("".join(some(rng, part, len(part))) for part in parts)
+    if form == "with another":
+        return _interleave(case, parts, sentences(case.other))
+    mixed = [case.answer] if form == "words" else parts
+    words = ([word for word, _ in segments(part)] for part in mixed)
+    return "".join("".join(some(rng, row, len(row))) for row in words)
 
 
 _MAKERS: Mapping[str, Callable[[_Case], str]] = {

@@ -5,7 +5,7 @@ import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -30,9 +30,20 @@ def load(language: str) -> Mapping[str, tuple[str, ...]]:
             f"language must be one of {list(LANGUAGES)}, got {language!r};"
             " change config.data.language."
         )
-    packaged = importlib.resources.files("empathy_jax.data") / "phrases.yaml"
-    lists = yaml.safe_load(packaged.read_text(encoding="utf-8"))[language]
+    lists = _read()["phrases"][language]
     return MappingProxyType({name: tuple(phrases) for name, phrases in lists.items()})
+
+
+@functools.cache
+def common_words(language: str) -> frozenset[str]:
+    """Nouns and verbs that fit any question."""
+    return frozenset(_read()["common_words"][language].split())
+
+
+@functools.cache
+def _read() -> dict[str, Any]:
+    packaged = importlib.resources.files("empathy_jax.data") / "phrases.yaml"
+    return yaml.safe_load(packaged.read_text(encoding="utf-8"))
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
@@ -54,8 +65,10 @@ def say(
     return fill(rng, language, pick(rng, load(language)[name]), words)
 
 
-def fill(rng: np.random.Generator, language: str, phrase: str, words: Mapping[str, str]) -> str:
-    """A phrase with its slots filled."""
+def fill(
+    rng: np.random.Generator, language: str, phrase: str, words: Mapping[str, str] = _NO_WORDS
+) -> str:
+    """A phrase with every slot filled, by one of `words` or else by `say`."""
 
     def slot(match: re.Match[str]) -> str:
         name = match[1]

@@ -25,7 +25,7 @@ Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
 
-def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], row_length: int, max_items: int | None = None) -> list[list[int]]:
     """Packs items by best-fit decreasing: longest first, each into the fullest row that holds it.
 
     Johnson et al. 1974 (https://doi.org/10.1137/0203025): never more than 11/9 of the best
@@ -35,6 +35,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     Args:
       lengths: of the items, each from 1 to `row_length`.
       row_length: capacity of a row.
+      max_items: items in a row at most; None: as many as it holds.
 
     Returns:
       For each row the indices of its items.
@@ -53,7 +54,8 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         else:
             left, row = room.pop(place)
         rows[row].append(index)
-        bisect.insort(room, (left - lengths[index], row))
+        if len(rows[row]) != max_items:
+            bisect.insort(room, (left - lengths[index], row))
     return rows
 
 

@@ -38,7 +38,7 @@ def calibrate(
     Args:
       records: question records with answers, at least two with different good ones.
       scorer: has `embed_questions` and `embed_answers`, texts to unit vectors [N, D], `has_head`
-        and, with a head, `quality`; see `training.reward_model.Scorer`.
+        and, with a head, `quality`; see `training.scorer.Scorer`.
       pass_rate: share of genuine answers to pass at `pass_rate_threshold`, in (0, 1].
       language: of the corruptions, "zh" or "en".
       max_characters: of an answer that the model sees.
@@ -47,7 +47,7 @@ def calibrate(
 
     Returns:
       JSON values:
-      - questions: N;
+      - max_characters as given, questions: N;
       - pairwise_accuracy (+ _error): share of other answers below the genuine one; chance is 0.5;
       - recall_at_1: share of questions whose genuine answer is first of all N; chance is 1/N;
       - random, nearest: of `ranks` among CANDIDATES answers (or N, where that is less): to questions
@@ -75,6 +75,7 @@ def calibrate(
     of_nearest = np.take_along_axis(cosines, nearest(vectors, candidates), axis=1)
     negatives = {"random": other, "same_topic": of_nearest[:, :1]} | corrupted_cosines
     return {
+        "max_characters": max_characters,
         **among_all(genuine, other, pass_rate),
         "random": ranks(genuine, at_random),
         "nearest": ranks(genuine, of_nearest),

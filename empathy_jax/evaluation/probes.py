@@ -152,7 +152,7 @@ def run(
 
     Args:
       records: question records with answers and, where known, `topic`.
-      scorer: has `embed_questions` and `similarity`, see `training.reward_model.Scorer`.
+      scorer: has `embed_questions` and `similarity`, see `training.scorer.Scorer`.
       language: "zh" or "en".
       max_characters: of an answer that the model sees, see `visible_characters`.
       seed: chooses the questions, if there are more than `limit`.

@@ -116,6 +116,15 @@ def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
         segment_ids: number of the packed sequence that each position belongs to; 0 is padding.
     """
     length = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
     not_later = jnp.tril(jnp.ones((length, length), bool))
-    return same & not_later & (segment_ids != 0)[:, :, None]
+    return segment_mask(segment_ids) & not_later
+
+
+def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """True where query and key belong to the same segment, neither of them padding.
+
+    Args:
+        segment_ids: number of the packed text that each position belongs to; 0 is padding.
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return same & (segment_ids != 0)[:, :, None]

@@ -226,7 +226,7 @@ class Embed(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Array, positions: Array) -> Array:
         config = self.config
 
         def table(name: str, length: int) -> Array:
@@ -234,9 +234,9 @@ class Embed(nn.Module):
             return self.param(name, nn.initializers.normal(INIT_SCALE), shape, dtype)
 
         words = jnp.take(table("tokens", config.vocab_size), tokens, axis=0)
-        positions = table("positions", config.max_positions)[: tokens.shape[1]]
+        places = jnp.take(table("positions", config.max_positions), positions, axis=0)
         types = table("types", config.type_vocab_size)[0]
-        summed = words.astype(jnp.float32) + positions + types
+        summed = words.astype(jnp.float32) + places + types
         return LayerNorm(config, name="norm")(summed)
 
 
@@ -258,7 +258,7 @@ class Encoder(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array) -> Array:
+    def __call__(self, tokens: Array, positions: Array, mask: Array) -> Array:
         config = self.config
         layers = nn.scan(
             remat(Layer, config.remat),
@@ -269,7 +269,7 @@ class Encoder(nn.Module):
         )
         if config.pooler:
             Pooler(config, name="pooler")()
-        x = Embed(config, name="embed")(tokens)
+        x = Embed(config, name="embed")(tokens, positions)
         return layers(config, name="layers")(x, mask)[0]
 
 
@@ -285,7 +285,7 @@ def init_params(key: Array, config: EncoderConfig) -> dict:
         Nested dict with the paths and shapes of `param_table(config)`.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return Encoder(config).init(key, tokens, jnp.ones((1, 1, 1), bool))["params"]
+    return Encoder(config).init(key, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"]
 
 
 def init_lora(key: Array, config: EncoderConfig) -> dict:
@@ -297,7 +297,8 @@ def hidden_states(
     params: Params,
     config: EncoderConfig,
     tokens: Int[Array, "B T"],
-    attention_mask: Bool[Array, "B T"],
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "B T T"],
     *,
     lora: Params | None = None,
 ) -> Float[Array, "B T D"]:
@@ -306,8 +307,9 @@ def hidden_states(
     Args:
         params: parameter tree.
         config: sizes.
-        tokens: token ids [B, T], special tokens included, padding on the right.
-        attention_mask: true where a token counts [B, T].
+        tokens: token ids [B, T], the tokenizer's own first and last tokens included.
+        positions: place of each token in its own text [B, T], below `max_positions`.
+        mask: true where a query may see a key [B, T, T]; several texts may share a row.
         lora: adapter tree, used when `config.lora_rank` is positive.
 
     Returns:
@@ -318,12 +320,10 @@ def hidden_states(
     """
     if tokens.shape[1] > config.max_positions:
         raise ValueError(
-            f"texts of {tokens.shape[1]} tokens exceed the encoder's {config.max_positions} "
-            "positions; truncate them in the tokenizer"
+            f"rows of {tokens.shape[1]} tokens exceed the encoder's {config.max_positions} "
+            "positions; truncate the texts in the tokenizer"
         )
     if lora is not None and not config.lora_rank:
         raise ValueError("adapters were passed but lora_rank is 0; set model.lora_rank to theirs")
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
-    batch, length = tokens.shape
-    mask = jnp.broadcast_to(attention_mask[:, None], (batch, length, length))
-    return Encoder(config).apply(variables, tokens, mask)
+    return Encoder(config).apply(variables, tokens, positions, mask)

@@ -1,12 +1,36 @@
 """One vector per text from the hidden states of its tokens."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from empathy_jax.models.decoder import DecoderConfig
 from empathy_jax.models.encoder import EncoderConfig
-from empathy_jax.types import Array, Bool, Float, Float32
+from empathy_jax.types import Array, Float, Float32, Int
 
 KINDS = ("mean", "cls", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """How a model turns questions and documents (answers) into vectors.
+
+    Without prompts a question and an answer of the same words would be one vector, and an echo the
+    best of all answers.
+
+    Attributes:
+        pooling: one of `KINDS`.
+        max_tokens: longest text, prompt and special tokens included; longer ones are cut.
+        query_prompt: put before a question.
+        document_prompt: put before an answer.
+        has_head: the variables hold the collection `head`, which grades answers; see `contrastive`.
+    """
+
+    pooling: str
+    max_tokens: int
+    query_prompt: str = ""
+    document_prompt: str = ""
+    has_head: bool = False
 
 
 def check_kind(kind: str, config: DecoderConfig | EncoderConfig, field: str) -> None:
@@ -28,17 +52,19 @@ def check_kind(kind: str, config: DecoderConfig | EncoderConfig, field: str) -> 
 
 
 def pool(
-    hidden: Float[Array, "B T D"], attention_mask: Bool[Array, "B T"], kind: str
-) -> Float32[Array, "B D"]:
-    """The mean of the true positions ("mean"), the first of them ("cls") or the last ("last").
+    hidden: Float[Array, "R T D"], segment_ids: Int[Array, "R T"], kind: str, segments: int
+) -> Float32[Array, "R S D"]:
+    """For each text of a row the mean of its tokens ("mean"), the first ("cls") or the last ("last").
 
     Args:
-        hidden: hidden states [B, T, D].
-        attention_mask: true where a token counts; padding may be on either side.
+        hidden: hidden states [R, T, D].
+        segment_ids: the text of the row that each position belongs to, 1 to S; 0 is padding.
         kind: one of `KINDS`.
+        segments: S, texts in a row at most.
 
     Returns:
-        [B, D] in float32, not normalised; the mean of a row without tokens is zero.
+        [R, S, D] in float32, not normalised; where a row has fewer texts, what is left over is zero
+        for "mean" and means nothing for the others.
 
     Raises:
         ValueError: for another `kind`.
@@ -46,14 +72,15 @@ def pool(
     if kind not in KINDS:
         raise ValueError(f"pooling is {kind!r}, allowed are {', '.join(KINDS)}")
     hidden = hidden.astype(jnp.float32)
+    member = segment_ids[:, :, None] == jnp.arange(1, segments + 1)
     if kind == "mean":
-        total = jnp.sum(jnp.where(attention_mask[..., None], hidden, 0.0), axis=1)
-        return total / jnp.maximum(jnp.sum(attention_mask, axis=1), 1)[:, None]
+        total = jnp.einsum("RTS,RTD->RSD", member.astype(jnp.float32), hidden)
+        return total / jnp.maximum(jnp.sum(member, axis=1), 1)[:, :, None]
     if kind == "cls":
-        index = jnp.argmax(attention_mask, axis=1)
+        index = jnp.argmax(member, axis=1)
     else:
-        index = attention_mask.shape[1] - 1 - jnp.argmax(attention_mask[:, ::-1], axis=1)
-    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
+        index = member.shape[1] - 1 - jnp.argmax(member[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
 
 
 def normalise(vectors: Float[Array, "*batch D"]) -> Float32[Array, "*batch D"]:

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from empathy_jax import chain_of_empathy, checkpoint, files, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder, encoder, hf, lora
+from empathy_jax.models import decoder, encoder, hf, lora, score_head
+from empathy_jax.models.pooling import Embedding
 from empathy_jax.models.rope import RopeScaling
 from empathy_jax.sharding import Layout
 
@@ -46,17 +47,17 @@ class Model:
 
     Attributes:
       config: the architecture.
-      variables: `params`, and `lora` where there are adapters.
+      variables: `params`, `lora` where there are adapters, `head` where answers are graded.
       tokenizer: with our chat template.
       hf_config: the config.json that the weights were imported with; None for fresh ones.
-      pooling: how a reward model pools hidden states; None for a policy.
+      embedding: how a reward model makes vectors of texts; None for a policy.
     """
 
     config: decoder.DecoderConfig | encoder.EncoderConfig
     variables: dict[str, Any]
     tokenizer: PreTrainedTokenizerFast
     hf_config: dict | None = None
-    pooling: str | None = None
+    embedding: Embedding | None = None
 
     @property
     def module(self) -> ModuleType:
@@ -91,7 +92,7 @@ def save_model_folder(folder: Path, model: Model) -> None:
         "kind": "decoder" if model.module is decoder else "encoder",
         "config": dataclasses.asdict(model.config),
         "hf_config": model.hf_config,
-        "pooling": model.pooling,
+        "embedding": None if model.embedding is None else dataclasses.asdict(model.embedding),
     }
     files.write_json(folder / "model.json", described)
 
@@ -184,12 +185,14 @@ def _load_run(path: Path, layout: Layout) -> Model:
     step = checkpoint.newest_sound_step(path / "checkpoints")
     if step is None:
         raise ValueError(f"{path} has no checkpoint yet; train it first")
-    wanted = {"model": abstract_variables(config, layout)}
+    values = described["embedding"]
+    embedding = None if values is None else Embedding(**values)
+    wanted = {"model": abstract_variables(config, layout, embedding)}
     variables = checkpoint.restore(path / "checkpoints", step, wanted)["model"]
-    params = variables["params"]
     if "lora" in variables:
-        params = lora.merge(params, variables["lora"], config)
-    return Model(config, {"params": params}, None, described["hf_config"], described["pooling"])
+        adapters = variables.pop("lora")
+        variables["params"] = lora.merge(variables["params"], adapters, config)
+    return Model(config, variables, None, described["hf_config"], embedding)
 
 
 def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encoder.EncoderConfig:
@@ -288,13 +291,17 @@ def fresh_params(key: jax.Array, config: Any, layout: Layout) -> Any:
     return jax.jit(lambda key: module.init_params(key, config), out_shardings=shardings)(key)
 
 
-def abstract_variables(config: Any, layout: Layout) -> dict[str, Any]:
-    """Shapes, dtypes and shardings of an architecture's variables, adapters included."""
+def abstract_variables(
+    config: Any, layout: Layout, embedding: Embedding | None = None
+) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of a model's variables, adapters and head included."""
     module, table = module_of(config), module_of(config).param_table(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = {"params": jax.eval_shape(lambda key: module.init_params(key, config), key)}
     if config.lora_rank:
         shapes["lora"] = jax.eval_shape(lambda key: module.init_lora(key, config), key)
+    if embedding is not None and embedding.has_head:
+        shapes["head"] = jax.eval_shape(lambda: score_head.init_params(config.width))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -307,9 +314,14 @@ def abstract_variables(config: Any, layout: Layout) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What an update changes: `trainable` (weights or adapters) and the optimizer's moments."""
+    """What an update changes: the collections `trainable` and the optimizer's moments.
 
-    trainable: Any
+    Attributes:
+      trainable: `params` or, with adapters, `lora`; and `head` where there is one.
+      opt_state: of the optimizer.
+    """
+
+    trainable: dict[str, Any]
     opt_state: Any
 
 
@@ -322,24 +334,27 @@ def make_state(
     """A fresh train state, the variables that it leaves alone, and the shardings of the state.
 
     With `lora_rank` the adapters are trained and `frozen` is {"params": weights}; without, the
-    weights are trained and `frozen` is empty.
+    weights are trained and `frozen` is empty. A head is always trained.
     """
     if model.config.lora_rank:
-        trainable = model.module.init_lora(stream(seed, "lora"), model.config)
-        frozen = model.variables
+        adapters = model.module.init_lora(stream(seed, "lora"), model.config)
+        trainable = {**model.variables, "lora": adapters}
+        frozen = {"params": trainable.pop("params")}
     else:
-        trainable, frozen = model.variables["params"], {}
+        trainable, frozen = dict(model.variables), {}
     table = model.module.param_table(model.config)
-    shardings = sharding.param_shardings(trainable, table, layout)
+    shardings = {
+        name: sharding.param_shardings(tree, table, layout) for name, tree in trainable.items()
+    }
     trainable = jax.device_put(trainable, shardings)
     opt_shardings = sharding.optimizer_shardings(optimizer, trainable, shardings, layout.mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
     return TrainState(trainable, opt_state), frozen, TrainState(shardings, opt_shardings)
 
 
-def join(trainable: Any, frozen: dict[str, Any]) -> dict[str, Any]:
-    """The variables of a model from the part that is trained and the part that is not."""
-    return {**frozen, "lora" if frozen else "params": trainable}
+def join(trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
+    """The variables of a model from those that are trained and those that are not."""
+    return {**frozen, **trainable}
 
 
 def apply_gradients(
@@ -367,7 +382,8 @@ def restore_state(
         checkpoint_items(state, frozen),
     )
     items = checkpoint.restore(folder, step, wanted)
-    return step, TrainState(items["model"]["lora" if frozen else "params"], items["optimizer"])
+    trainable = {name: tree for name, tree in items["model"].items() if name not in frozen}
+    return step, TrainState(trainable, items["optimizer"])
 
 
 def accumulate(

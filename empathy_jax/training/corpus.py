@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from empathy_jax import sharding
 from empathy_jax.corpus import build, cleaning
 from empathy_jax.corpus.build import Embed, Settings, Source
-from empathy_jax.models.pooling import KINDS, check_kind
-from empathy_jax.training import common, reward_model
+from empathy_jax.models.pooling import KINDS, Embedding, check_kind
+from empathy_jax.training import common, scorer
 from empathy_jax.training import workdir as workdirs
 
 
@@ -105,16 +105,17 @@ def _load_embed(config: ConfigDict) -> Embed | None:
         section.topic_encoder, own, "config.corpus.topic_encoder", None, layout
     )
     check_kind(section.topic_pooling, model.config, "config.corpus.topic_pooling")
-    model = dataclasses.replace(model, pooling=section.topic_pooling)
+    embedding = Embedding(section.topic_pooling, section.topic_max_tokens)
+    model = dataclasses.replace(model, embedding=embedding)
     if model.config.max_positions < section.topic_max_tokens:
         raise ValueError(
             f"config.corpus.topic_max_tokens is {section.topic_max_tokens}, but "
             f"{section.topic_encoder} reads {model.config.max_positions} positions at most; lower it"
         )
-    scorer = reward_model.Scorer(model.variables, model, section.topic_max_tokens, {}, layout)
+    encoder = scorer.Scorer(model.variables, model, {}, layout)
 
     def embed(texts: list[str]):
         with jax.set_mesh(layout.mesh):
-            return scorer.embed(texts)
+            return encoder.embed_answers(texts)
 
     return embed

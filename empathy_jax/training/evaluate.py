@@ -26,8 +26,9 @@ from empathy_jax.data import pairs
 from empathy_jax.evaluation import probes, report, text_metrics
 from empathy_jax.metric_writer import Progress
 from empathy_jax.rl import rewards
-from empathy_jax.training import common, completions, inputs, reward_model, rollouts
+from empathy_jax.training import common, completions, inputs, rollouts
 from empathy_jax.training import workdir as workdirs
+from empathy_jax.training.scorer import Scorer, load_scorer
 
 # Batches of the engine per write: a killed run loses no more than these.
 BATCHES_PER_WRITE = 2
@@ -47,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     scorer = None
     judge = common.first_run(workdir, ("reward_model",))
     if config.reward_model.init or (judge is not None and (judge / "calibration.json").exists()):
-        scorer = reward_model.load_scorer(config, workdir, layout)
+        scorer = load_scorer(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, sigterm)
         measures, per_row = score(rows, questions, scorer, config)
@@ -145,7 +146,7 @@ def generate(
 def score(
     rows: Sequence[dict],
     questions: Sequence[dict],
-    scorer: reward_model.Scorer | None,
+    scorer: Scorer | None,
     config: ConfigDict,
 ) -> tuple[dict[str, dict], list[dict[str, float | None]]]:
     """Measures of all rows beside their floor, and the measures of each row.
@@ -214,9 +215,7 @@ def floor(questions: Sequence[dict], seed: int) -> tuple[np.ndarray, list[str]]:
     return np.array([index for index, _ in given]), [text for _, text in given]
 
 
-def probe(
-    questions: Sequence[dict], scorer: reward_model.Scorer, config: ConfigDict
-) -> dict[str, dict]:
+def probe(questions: Sequence[dict], scorer: Scorer, config: ConfigDict) -> dict[str, dict]:
     """How often each way to cheat beats the human answer of the test questions.
 
     Each probe is a batch of its own for the whole reward, as if the policy had learnt to answer
@@ -229,10 +228,13 @@ def probe(
     """
     if len({pairs.positives(record)[0] for record in questions if pairs.positives(record)}) < 2:
         return {}
-    language = config.data.language
-    size = probes.visible_characters(scorer.calibration["max_tokens"], language)
     cases = probes.make_cases(
-        questions, scorer.embed_questions, language, size, config.seed, probes.QUESTIONS
+        questions,
+        scorer.embed_questions,
+        config.data.language,
+        scorer.calibration["max_characters"],
+        config.seed,
+        probes.QUESTIONS,
     )
     made = probes.texts(cases)
     cosines = probes.score(cases, made, scorer.similarity)
@@ -262,7 +264,7 @@ def _measure_answers(
     questions: Sequence[dict],
     owners: np.ndarray,
     texts: list[str],
-    scorer: reward_model.Scorer | None,
+    scorer: Scorer | None,
     config: ConfigDict,
 ) -> dict[str, np.ndarray]:
     asked = [questions[index]["question"] for index in owners]

@@ -65,7 +65,7 @@ def load(init: str, config: ConfigDict) -> Model:
     language, path = config.data.language, Path(init)
     if common.is_run(path):
         described = json.loads((path / "model.json").read_text(encoding="utf-8"))
-        if described["pooling"] is not None:
+        if described["embedding"] is not None:
             language = None
         layout = sharding.make_layout(config.mesh)
         return common.load_model(init, config.model, "config.model.init", language, layout)

@@ -48,7 +48,7 @@ def render(init: str, model: Model, config: ConfigDict) -> str:
 
 def is_policy(model: Model) -> bool:
     """Whether a model writes answers; a reward model, encoder or decoder, only weighs them."""
-    return model.module is decoder and model.pooling is None
+    return model.module is decoder and model.embedding is None
 
 
 def lineage(init: str) -> tuple[list[Path], str]:
@@ -96,7 +96,8 @@ def _what(model: Model, policy: bool) -> str:
             f"response strategy), the method of Empathy-R1 (https://arxiv.org/abs/2509.14851).\n\n"
             f"{shape}. Made with empathy_jax."
         )
-    pooling = f", {model.pooling} pooling and L2 normalisation" if model.pooling else ""
+    embedding = model.embedding
+    pooling = f", {embedding.pooling} pooling and L2 normalisation" if embedding else ""
     return (
         "A model that puts questions and answers in one space: the cosine of the two says how "
         f"well an answer fits a question. {shape}{pooling}. Made with empathy_jax."

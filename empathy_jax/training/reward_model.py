@@ -1,112 +1,138 @@
 """The reward model: questions and answers in one space, learnt by contrast.
 
-An answer is drawn to its own question and away from the answers of the other questions in the batch:
-InfoNCE over the cosines of the whole batch plus a triplet loss against the hardest of them. Answers
-of the same question are never each other's negatives.
+An answer is drawn to its own question and away from answers of other questions, of which some are
+alike, and from corrupted answers: InfoNCE over all cosines of the batch, the whole mesh's, plus a
+triplet loss. Answers of the same question are never each other's negatives, and one that scores too
+well to be a negative for certain is left out. A question carries a prompt that an answer does not, so
+that an echo of the question has a vector of its own and can be learnt to be no answer.
+
+The triplet loss alone against any other answer is the paper's (Empathy-R1,
+https://arxiv.org/abs/2509.14851): info_nce_weight=0 triplet_weight=1 triplet_negative=any
+in_batch=random corrupted=0.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from empathy_jax import files, losses, sharding
+from empathy_jax import contrastive, files, sharding
 from empathy_jax.checkpoint import Checkpointer
-from empathy_jax.data import pairs
+from empathy_jax.data import arrangement, pairs
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.evaluation import calibration
 from empathy_jax.metric_writer import Recorder
-from empathy_jax.models import decoder, encoder
-from empathy_jax.models.attention import causal_mask
-from empathy_jax.models.pooling import check_kind, normalise, pool
+from empathy_jax.models import decoder, encoder, score_head
+from empathy_jax.models.pooling import Embedding, check_kind
 from empathy_jax.optimizer import make_optimizer
 from empathy_jax.sharding import Layout
 from empathy_jax.training import common, inputs
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.common import Model, TrainState
+from empathy_jax.training.scorer import Scorer, check_positions, embed_rows
 
-TEXTS_PER_PASS = 32  # embedded side by side when scoring
-
-
-def embed(
-    variables: dict[str, Any], config: Any, pooling: str, tokens: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """Unit vectors of texts, [B, D] in float32.
-
-    Args:
-      variables: `params`, and `lora` where there are adapters.
-      config: an encoder's or a decoder's architecture.
-      pooling: "mean", "cls" or "last".
-      tokens: [B, T].
-      mask: true where a token counts, [B, T].
-    """
-    lora = variables.get("lora")
-    if isinstance(config, encoder.EncoderConfig):
-        hidden = encoder.hidden_states(variables["params"], config, tokens, mask, lora=lora)
-    else:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        allowed = causal_mask(mask.astype(jnp.int32))
-        hidden, _ = decoder.hidden_states(
-            variables["params"], config, tokens, positions, allowed, lora=lora
-        )
-    return normalise(pool(hidden, mask, pooling))
-
-
-def loss_fn(
-    trainable: Any,
-    frozen: dict[str, Any],
-    batch: dict[str, jax.Array],
-    config: Any,
-    settings: "Settings",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean contrastive loss of a batch of (question, answer) pairs, and its parts.
-
-    Args:
-      trainable, frozen: see `common.join`.
-      batch: question_tokens, question_mask, answer_tokens, answer_mask [B, T] and group [B], the
-        number of the question; pairs of one group are not negatives of each other.
-      config: the architecture.
-      settings: pooling and the losses' parameters.
-    """
-    variables = common.join(trainable, frozen)
-    questions, answers = (
-        embed(variables, config, settings.pooling, batch[f"{name}_tokens"], batch[f"{name}_mask"])
-        for name in ("question", "answer")
-    )
-    size = questions.shape[0]
-    own = jnp.arange(size)
-    allowed = (batch["group"][:, None] != batch["group"][None, :]) | jnp.eye(size, dtype=bool)
-    contrast = losses.info_nce(questions, answers, own, settings.temperature, allowed)
-    cosines = questions @ answers.T
-    negatives = jnp.where(allowed & ~jnp.eye(size, dtype=bool), cosines, -jnp.inf)
-    hardest = jnp.argmax(jax.lax.stop_gradient(negatives), axis=1)
-    triplet = losses.triplet_cosine(questions, answers, answers[hardest], settings.margin)
-    triplet = jnp.where(jnp.any(jnp.isfinite(negatives), axis=1), triplet, 0.0)
-    loss = settings.info_nce_weight * jnp.mean(contrast) + settings.triplet_weight * jnp.mean(
-        triplet
-    )
-    hits = jnp.argmax(jnp.where(allowed, cosines, -jnp.inf), axis=1) == own
-    parts = {"info_nce": jnp.mean(contrast), "triplet": jnp.mean(triplet), "recall": jnp.mean(hits)}
-    return loss, parts
+# Put before a question where neither the config nor the imported model says otherwise.
+QUERY_PROMPTS = {"zh": "求助：", "en": "A person asks for help: "}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The fields of `config.reward_model` that the loss reads."""
+    """The fields of `config.reward_model` that the loss reads, and the pooling."""
 
     pooling: str
     temperature: float
     margin: float
     triplet_weight: float
+    triplet_negative: str
     info_nce_weight: float
+    head_weight: float
+    matryoshka_dims: tuple[int, ...]
+    negative_ceiling: float
+    negative_margin: float
+    rows_per_pass: int
+
+
+def loss_fn(
+    trainable: dict[str, Any],
+    frozen: dict[str, Any],
+    batch: dict[str, jax.Array],
+    config: Any,
+    settings: Settings,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean contrastive loss of a batch of questions, and its parts.
+
+    Args:
+      trainable, frozen: see `common.join`.
+      batch: see `data.pairs`.
+      config: the architecture.
+      settings: see `Settings`.
+    """
+    variables = common.join(trainable, frozen)
+    rows = {name: batch[name] for name in ("tokens", "segment_ids", "positions")}
+    embed = functools.partial(embed_rows, variables, config, settings.pooling)
+    chunk = settings.rows_per_pass or rows["tokens"].shape[0]
+    vectors = contrastive.map_in_chunks(embed, rows, chunk)
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    questions, documents = vectors[batch["questions"]], vectors[batch["documents"]]
+
+    own = jnp.arange(questions.shape[0])
+    others = batch["groups"][:, None] != batch["document_groups"][None, :]
+    scores = jax.lax.stop_gradient(questions @ documents.T)
+    doubtful = contrastive.false_negatives(
+        scores, scores[own, own], settings.negative_ceiling, settings.negative_margin, None
+    )
+    # A corrupted answer is no good one, however well it scores.
+    negatives = others & ~(doubtful & (batch["document_groups"] != pairs.NO_QUESTION)[None, :])
+
+    def contrast(questions: jax.Array, documents: jax.Array) -> jax.Array:
+        return _contrast(questions, documents, negatives, settings)
+
+    if settings.matryoshka_dims:
+        losses = contrastive.matryoshka(contrast, questions, documents, settings.matryoshka_dims)
+    else:
+        losses = contrast(questions, documents)
+    info_nce, triplet = jnp.mean(losses, axis=1)
+    loss = settings.info_nce_weight * info_nce + settings.triplet_weight * triplet
+    best_other = jnp.max(jnp.where(others, scores, -jnp.inf), axis=1)
+    parts = {
+        "info_nce": info_nce,
+        "triplet": triplet,
+        "recall": jnp.mean(scores[own, own] > best_other),
+        "doubtful": jnp.sum(others & ~negatives) / jnp.maximum(jnp.sum(others), 1),
+    }
+    if settings.head_weight:
+        question, better, worse = (vectors[slots] for slots in batch["graded"].T)
+        grades = [score_head.grade(variables["head"], question, a) for a in (better, worse)]
+        parts["bradley_terry"] = jnp.mean(contrastive.bradley_terry(*grades))
+        loss = loss + settings.head_weight * parts["bradley_terry"]
+    return loss, parts
+
+
+def _contrast(
+    questions: jax.Array, documents: jax.Array, negatives: jax.Array, settings: Settings
+) -> jax.Array:
+    """InfoNCE and triplet loss of each question, [2, B]; without any negative both are 0."""
+    own = jnp.arange(questions.shape[0])
+    info_nce = contrastive.info_nce(questions, documents, own, settings.temperature, negatives)
+    if settings.triplet_negative == "hardest":
+        scores = jax.lax.stop_gradient(questions @ documents.T)
+        hardest, found = contrastive.hardest_negative(scores, negatives)
+        triplet = contrastive.triplet_cosine(
+            questions, documents[own], documents[hardest], settings.margin
+        )
+        triplet = jnp.where(found, triplet, 0.0)
+    else:
+        triplet = contrastive.triplet_cosine_any(questions, documents, negatives, settings.margin)
+    return jnp.stack([info_nce, triplet])
 
 
 def update_fn(
@@ -130,33 +156,25 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     """The phase `reward_model`: reads questions with answers; writes `checkpoints/`,
     `calibration.json` and `metrics.jsonl`."""
     began = time.monotonic()
+    _check_choices(config)
     folder = workdirs.open_phase(workdir, "reward_model", config)
     if (summary := workdirs.finished(folder)) is not None:
         return summary
     layout = sharding.make_layout(config.mesh)
-    sharding.check_rows(config.batch_size, layout.mesh, "config.batch_size")
+    section = config.reward_model
 
     # Data and model.
     records = inputs.read_questions(config, folder)
-    model = _load(config, layout, records["train"])
-    tokenize = functools.partial(
-        tokenizers.text_ids, model.tokenizer, max_tokens=config.reward_model.max_tokens
+    model = load(config, layout, records["train"])
+    stream = pairs.PairStream(
+        records["train"], config.batch_size, text_layout(config, model, layout), config.seed
     )
-    pad_id = model.tokenizer.pad_token_id
-    dataset = pairs.pair_dataset(
-        records["train"],
-        tokenize,
-        config.reward_model.max_tokens,
-        config.batch_size,
-        pad_id,
-        seed=config.seed,
-    )
+    held_out = records["validation"][: section.eval_questions or None]
     common.save_model_folder(folder, model)
     common.announce("reward_model", model, records)
 
     # State and compiled steps.
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: config.reward_model[name] for name in names})
+    settings = make_settings(config, model)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state, frozen, shardings = common.make_state(model, optimizer, config.seed, layout)
     start, state = common.restore_state(folder / "checkpoints", state, frozen)
@@ -165,18 +183,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(layout.mesh)),
     )
+    scorer = Scorer(common.join(state.trainable, frozen), model, {}, layout)
 
-    def calibrate(state: TrainState) -> dict:
-        variables = common.join(state.trainable, frozen)
-        scorer = Scorer(variables, model, config.reward_model.max_tokens, {}, layout)
-        return calibration.calibrate(records["validation"], scorer.embed)
-
-    def headline(found: dict) -> dict[str, float]:
-        return {
-            "pairwise_accuracy": found["pairwise_accuracy"],
-            "pairwise_accuracy_error": found["pairwise_accuracy_error"],
-            "recall_at_1": found["recall_at_1"],
-        }
+    def score_with(state: TrainState) -> Scorer:
+        return scorer.with_variables(common.join(state.trainable, frozen))
 
     # Loop.
     with (
@@ -186,22 +196,25 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         workdirs.watch_sigterm() as sigterm,
     ):
         if start == 0:
-            recorder.write(0, headline(calibrate(state)))
+            recorder.write(0, headline(calibration.calibrate(held_out, score_with(state))))
+        batches: list[list[int]] = []
         for step in range(start + 1, config.steps + 1):
-            batch = common.put_batch(dataset[step - 1], layout.mesh)
+            place = (step - 1) % section.mine_every
+            if place == 0 or not batches:
+                batches = arranged(config, folder, stream, step - place, score_with(state))
+            batch = common.put_batch(stream.batch(step, batches[place]), layout.mesh)
             state, metrics = update(state, frozen, batch)
             recorder.push(step, metrics)
             last = step == config.steps
             if last or step % config.log.validate_every == 0:
-                found = calibrate(state)
+                found = calibration.calibrate(held_out, score_with(state))
                 recorder.write(step, headline(found))
                 recorder.say(
                     f"[reward_model] step {step}: pairwise accuracy "
                     f"{found['pairwise_accuracy']:.3f}, recall@1 {found['recall_at_1']:.3f}"
                 )
             if last:
-                settled = {"max_tokens": config.reward_model.max_tokens, **found}
-                files.write_json(folder / "calibration.json", settled)
+                files.write_json(folder / "calibration.json", found)
             if last or sigterm or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, common.checkpoint_items(state, frozen))
@@ -216,100 +229,122 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     return workdirs.finish(folder, "reward_model", began, figures)
 
 
-def _load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
-    """The model to train: imported, or a fresh encoder with a tokenizer learnt from the records."""
+def headline(found: dict) -> dict[str, float]:
+    """What of a calibration is followed during training."""
+    names = ("pairwise_accuracy", "pairwise_accuracy_error", "recall_at_1")
+    return {name: found[name] for name in names}
+
+
+def arranged(
+    config: ConfigDict, folder: Path, stream: pairs.PairStream, first: int, scorer: Scorer
+) -> list[list[int]]:
+    """The pairs of each of the `mine_every` batches from step `first` on.
+
+    They are the next of the stream, put together by `config.reward_model.in_batch`. What a model has
+    chosen is kept in `batches/`: a resumed run has no longer the model that chose.
+    """
     section = config.reward_model
+    chosen = stream.window((first - 1) * config.batch_size, section.mine_every * config.batch_size)
+    path = folder / "batches" / f"{first}.json"
+    if section.in_batch == "random":
+        size = config.batch_size
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if section.in_batch == "same_topic":
+        similarity = arrangement.by_topic([stream.topic(pair) for pair in chosen])
+    else:
+        questions = scorer.embed_questions([stream.question(pair) for pair in chosen])
+        similarity = questions @ scorer.embed_answers([stream.answer(pair) for pair in chosen]).T
+    groups = [stream.group(pair) for pair in chosen]
+    order = arrangement.by_similarity(
+        similarity, groups, config.batch_size, section.company, (config.seed, first)
+    )
+    batches = [[chosen[index] for index in batch] for batch in order]
+    path.parent.mkdir(exist_ok=True)
+    files.write_json(path, batches)
+    return batches
+
+
+def _check_choices(config: ConfigDict) -> None:
+    allowed = {
+        "architecture": ("encoder", "decoder"),
+        "triplet_negative": ("hardest", "any"),
+        "in_batch": ("random", "same_topic", "mined"),
+    }
+    for name, choices in allowed.items():
+        if config.reward_model[name] not in choices:
+            raise ValueError(
+                f"config.reward_model.{name} is {config.reward_model[name]!r}; allowed: "
+                f"{', '.join(choices)}"
+            )
+
+
+def make_settings(config: ConfigDict, model: Model) -> Settings:
+    """What the loss reads of the config."""
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "pooling"]
+    values = {name: config.reward_model[name] for name in names}
+    return Settings(pooling=model.embedding.pooling, **values)
+
+
+def text_layout(config: ConfigDict, model: Model, layout: Layout) -> pairs.Layout:
+    """How the texts of a batch are cut, prompted and packed."""
+    section, embedding = config.reward_model, model.embedding
+
+    def tokenize(prompt: str) -> Callable[[str], list[int]]:
+        return lambda text: tokenizers.text_ids(
+            model.tokenizer, prompt + text, max_tokens=embedding.max_tokens
+        )
+
+    parts = sharding.batch_parts(layout.mesh)
+    multiple = section.rows_per_pass or 1
+    return pairs.Layout(
+        tokenize(embedding.query_prompt),
+        tokenize(embedding.document_prompt),
+        embedding.max_tokens,
+        model.tokenizer.pad_token_id,
+        row_multiple=math.lcm(parts, multiple),
+        corrupted=section.corrupted,
+        graded_pairs=section.graded_pairs if section.head_weight else 0,
+        language=config.data.language,
+    )
+
+
+def load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
+    """The model to train: imported, or fresh with a tokenizer learnt from the records."""
+    section, field = config.reward_model, "config.reward_model.init"
     if section.init:
-        model = common.load_model(section.init, section, "config.reward_model.init", None, layout)
-        check_kind(section.pooling, model.config, "config.reward_model.pooling")
-        _check_positions(model, section.max_tokens, "config.reward_model.max_tokens", section.init)
-        return dataclasses.replace(model, pooling=section.pooling)
+        model = common.load_model(section.init, section, field, None, layout)
+        check_positions(model, section.max_tokens, "config.reward_model.max_tokens", section.init)
+    else:
+        model = _fresh(config, layout, records)
+    came = model.embedding
+    usual = "mean" if model.module is encoder else "last"
+    pooling = section.pooling or (came.pooling if came else usual)
+    check_kind(pooling, model.config, "config.reward_model.pooling")
+    prompts = (QUERY_PROMPTS[config.data.language], "")
+    if came:
+        prompts = (came.query_prompt, came.document_prompt)
+    given = (section.query_prompt, section.document_prompt)
+    prompts = [own if wish is None else wish for wish, own in zip(given, prompts, strict=True)]
+    has_head = section.head_weight > 0
+    if has_head and "head" not in model.variables:
+        head = score_head.init_params(model.config.width)
+        model.variables["head"] = jax.device_put(head, sharding.replicated(layout.mesh))
+    embedding = Embedding(pooling, section.max_tokens, *prompts, has_head)
+    return dataclasses.replace(model, embedding=embedding)
+
+
+def _fresh(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
+    section = config.reward_model
     if section.tokenizer:
         tokenizer = tokenizers.load_plain(section.tokenizer, section.vocab_size)
     else:
         tokenizer = tokenizers.train(inputs.training_texts(records), section.vocab_size)
-    fields = {field.name for field in dataclasses.fields(encoder.EncoderConfig)}
+    kind = encoder.EncoderConfig if section.architecture == "encoder" else decoder.DecoderConfig
+    fields = {field.name for field in dataclasses.fields(kind)}
     values = {name: value for name, value in section.items() if name in fields}
     with common.naming_section("config.reward_model"):
-        architecture = encoder.EncoderConfig(max_positions=section.max_tokens, **values)
-    check_kind(section.pooling, architecture, "config.reward_model.pooling")
+        architecture = kind(max_positions=section.max_tokens, **values)
     params = common.fresh_params(common.stream(config.seed, "init"), architecture, layout)
-    return Model(architecture, {"params": params}, tokenizer, pooling=section.pooling)
-
-
-def _check_positions(model: Model, max_tokens: int, field: str, init: str) -> None:
-    if model.config.max_positions < max_tokens:
-        raise ValueError(
-            f"{field} is {max_tokens}, but {init} reads {model.config.max_positions} positions at "
-            "most; lower it to that"
-        )
-
-
-class Scorer:
-    """Cosine similarity of questions and answers under a reward model, with its calibration.
-
-    Holds compiled functions and weights. A text's score does not depend on what else is in its
-    batch: padding is masked.
-    """
-
-    def __init__(
-        self,
-        variables: dict[str, Any],
-        model: Model,
-        max_tokens: int,
-        calibrated: dict,
-        layout: Layout,
-    ):
-        self._variables, self._model, self._max_tokens = variables, model, max_tokens
-        self.calibration = calibrated
-        self._layout = layout
-        self._embed = jax.jit(functools.partial(embed, config=model.config, pooling=model.pooling))
-
-    def embed(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors of texts, float32 [N, D]; equal texts are embedded once."""
-        unique = list(dict.fromkeys(texts))
-        ids = [
-            tokenizers.text_ids(self._model.tokenizer, text, max_tokens=self._max_tokens)
-            for text in unique
-        ]
-        order = sorted(range(len(unique)), key=lambda i: len(ids[i]))
-        vectors: dict[str, np.ndarray] = {}
-        for begin in range(0, len(order), TEXTS_PER_PASS):
-            chosen = order[begin : begin + TEXTS_PER_PASS]
-            rows = [ids[i] for i in chosen] + [[]] * (TEXTS_PER_PASS - len(chosen))
-            tokens, mask = pairs.pad(rows, self._model.tokenizer.pad_token_id, self._max_tokens)
-            found = np.asarray(self._embed(self._variables, tokens=tokens, mask=mask))
-            vectors |= {unique[i]: found[row] for row, i in enumerate(chosen)}
-        return np.stack([vectors[text] for text in texts])
-
-    def similarity(self, questions: list[str], answers: list[str]) -> np.ndarray:
-        """Cosine of each question with its answer, float32 [N]."""
-        return np.einsum("nd,nd->n", self.embed(questions), self.embed(answers))
-
-
-def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
-    """The reward model of `config.reward_model.init`, or of WORKDIR/reward_model.
-
-    Texts are cut and pooled as they were when it was calibrated, whatever the config says now.
-
-    Raises:
-      ValueError: when there is none, or it was never calibrated (an untrained import).
-    """
-    section = config.reward_model
-    init = section.init or common.find_run(workdir, ("reward_model",), "config.reward_model.init")
-    common.refuse_workdir(init, "config.reward_model.init")
-    path = Path(init) / "calibration.json"
-    if not path.exists():
-        raise ValueError(
-            f"{init} has no calibration.json, so its scores have no scale; run the phase "
-            "reward_model from it and give that run's folder as config.reward_model.init"
-        )
-    calibrated = json.loads(path.read_text(encoding="utf-8"))
-    if "max_tokens" not in calibrated:
-        raise ValueError(
-            f"{path} has no max_tokens; add the config.reward_model.max_tokens that the run was "
-            "made with, or run the phase reward_model again"
-        )
-    model = common.load_model(init, section, "config.reward_model.init", None, layout)
-    _check_positions(model, calibrated["max_tokens"], f"max_tokens of {path}", init)
-    return Scorer(model.variables, model, calibrated["max_tokens"], calibrated, layout)
+    return Model(architecture, {"params": params}, tokenizer)

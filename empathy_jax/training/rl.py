@@ -34,7 +34,7 @@ from empathy_jax.rl import policy_gradient
 from empathy_jax.training import common, completions, inputs, rollouts
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.common import TrainState
-from empathy_jax.training.reward_model import load_scorer
+from empathy_jax.training.scorer import load_scorer
 
 KL = {"k1": policy_gradient.kl_k1, "k2": policy_gradient.kl_k2, "k3": policy_gradient.kl_k3}
 

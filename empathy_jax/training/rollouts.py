@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from empathy_jax.generation.engine import Completions
 from empathy_jax.rl import advantages as advantages_lib
 from empathy_jax.rl import rewards
-from empathy_jax.training.reward_model import Scorer
+from empathy_jax.training.scorer import Scorer
 
 # Choices of config.rl.threshold, and where calibration.json holds each.
 THRESHOLDS = {"balanced": "threshold", "pass_rate": "pass_rate_threshold"}

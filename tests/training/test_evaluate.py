@@ -7,14 +7,7 @@ import pytest
 from empathy_jax import chain_of_empathy, files
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import sample
-from empathy_jax.training import (
-    common,
-    completions,
-    evaluate,
-    overview,
-    reward_model,
-    workdir,
-)
+from empathy_jax.training import common, completions, evaluate, overview, scorer, workdir
 from tests.training import run_folders
 
 
@@ -183,13 +176,13 @@ def test_the_engine_and_an_untrained_model(run_copy):
     assert all(row["tokens"] <= 8 for row in rows)
 
 
-class _Echo(reward_model.Scorer):
+class _Echo(scorer.Scorer):
     """Similarity 1 for an answer that is the question, else 0.25."""
 
     has_head = False
 
     def __init__(self):
-        self.calibration = {"threshold": 0.5, "quantiles": [0.0, 1.0], "max_tokens": 200}
+        self.calibration = {"threshold": 0.5, "quantiles": [0.0, 1.0], "max_characters": 200}
 
     def embed_questions(self, texts):
         """Each two in a row are each other's nearest."""
@@ -250,7 +243,7 @@ def test_the_reward_is_probed_alone_and_as_rl_composes_it():
 def test_the_probes_reach_scores_report_and_terminal(run_copy, scripted, monkeypatch, capsys):
     root, config = run_copy
     config.reward_model.init = "given"
-    monkeypatch.setattr(reward_model, "load_scorer", lambda *_: _Echo())
+    monkeypatch.setattr(evaluate, "load_scorer", lambda *_: _Echo())
     overview.show_phase(root / "evaluate", {"evaluate": evaluate.run(config, root)})
     found = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))["probes"]
     assert found["cosine"]["echo"] | {"mean_gain": 0} == {

@@ -1,0 +1,22 @@
+"""A scalar grade of an answer from the vectors of question and answer.
+
+The cosine says whether an answer belongs to a question; the head, learnt from answers that people
+graded or voted on, says how good it is: r = w₁·a + w₂·(q ∘ a), with unit vectors q and a.
+"""
+
+import jax.numpy as jnp
+
+from empathy_jax.types import Array, Float, Float32, Params
+
+
+def init_params(width: int) -> dict:
+    """A head that gives every answer the same grade, 0: {"kernel": float32 [2, D]}."""
+    return {"kernel": jnp.zeros((2, width), jnp.float32)}
+
+
+def grade(
+    params: Params, questions: Float[Array, "N D"], answers: Float[Array, "N D"]
+) -> Float32[Array, "N"]:
+    """The grade of each answer; only differences between answers to one question mean something."""
+    of_answer, of_fit = params["kernel"].astype(jnp.float32)
+    return answers @ of_answer + (questions * answers) @ of_fit
