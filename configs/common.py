@@ -202,9 +202,12 @@ def _fields(size: str) -> ConfigDict:
                 "kl_estimator": "k3",  # k2 | k3, in the loss, to the initial policy
                 "aggregation": "sequence_mean",  # sequence_mean | token_mean | constant_length
                 "answer_reward": "continuous",  # continuous | binary (the paper's)
+                "threshold": "balanced",  # of binary: balanced (accuracy) | pass_rate, as calibrated
                 "format_weight": 1.0,
                 "answer_weight": 1.0,
-                "echo_weight": 0.5,
+                "echo_weight": 0.5,  # charged for copying the question
+                "template_weight": 0.5,  # charged for words that answer other questions too
+                "quality_weight": 0.0,  # of the reward model's head; 0: off
                 "rollout_examples": 2,  # whole rollouts written to rollouts.jsonl per step
                 "eval_questions": 16,  # held-out questions, before and after
                 "eval_samples": 4,  # completions of each
