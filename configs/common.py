@@ -71,6 +71,7 @@ def _fields(size: str) -> ConfigDict:
                 "negative_ceiling": 0.95,
                 "negative_margin": -0.1,
                 "rows_per_pass": 0,  # rows of max_tokens with activations at a time; 0: all
+                "pass_rate": 0.5,  # share of held-out answers that pass `pass_rate_threshold`
                 "eval_questions": 400,  # held-out ones that measure and calibrate; 0: all
                 # The shape of fresh weights, ignored when `init` is given.
                 "architecture": "encoder",  # encoder (BERT) | decoder (Qwen3)
