@@ -243,7 +243,8 @@ def calibrate(config: ConfigDict, records: list[dict], scorer: Scorer, limit: in
         records, scorer, config.reward_model.pass_rate, language, visible, config.seed, limit
     )
     if limit:
-        found["probes"] = probes.run(records, scorer, language, visible, config.seed, limit)
+        cosine = probes.run(records, scorer, language, visible, config.seed, limit)
+        found["probes"] = {"cosine": cosine}
     return found
 
 
