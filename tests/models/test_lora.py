@@ -43,9 +43,11 @@ MODELS = [
 
 @functools.partial(jax.jit, static_argnames="config")
 def run(params, config, lora=None):
-    if isinstance(config, encoder.EncoderConfig):
-        return encoder.hidden_states(params, config, TOKENS, jnp.ones((2, 7), bool), lora=lora)
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    if isinstance(config, encoder.EncoderConfig):
+        return encoder.hidden_states(
+            params, config, TOKENS, positions, jnp.ones((2, 7, 7), bool), lora=lora
+        )
     mask = causal_mask(jnp.ones((2, 7), jnp.int32))
     return decoder.hidden_states(params, config, TOKENS, positions, mask, lora=lora)[0]
 

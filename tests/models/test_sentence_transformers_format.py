@@ -7,7 +7,6 @@ import logging
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -16,12 +15,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers.processors import TemplateProcessing
 
-from empathy_jax import files
+from configs import common as configs
+from empathy_jax import files, sharding
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder, hf
 from empathy_jax.models import sentence_transformers_format as directories
-from empathy_jax.models.attention import causal_mask
-from empathy_jax.models.pooling import Embedding, normalise, pool
+from empathy_jax.models.pooling import Embedding
+from empathy_jax.training.common import Model
+from empathy_jax.training.scorer import Scorer
 
 TOLERANCE = 1e-5
 SENTENCES = (
@@ -99,40 +100,28 @@ def write_model(folder, name):
     return config, params, embedding
 
 
-@functools.partial(jax.jit, static_argnames=("config", "pooling"))
-def embed_tokens(params, config, tokens, mask, pooling):
-    if isinstance(config, encoder.EncoderConfig):
-        hidden = encoder.hidden_states(params, config, tokens, mask)
-    else:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        allowed = causal_mask(mask.astype(jnp.int32))
-        hidden, _ = decoder.hidden_states(params, config, tokens, positions, allowed)
-    return normalise(pool(hidden, mask, pooling))
-
-
-def embed(folder, embedding, prompt, texts):
+def our_scorer(folder, embedding):
     """Our vectors of texts from a directory, as the phases make them."""
-    folder = directories.transformer_folder(folder)
-    config = hf.read_config(folder)
-    params = hf.load_params(folder, config, dtype="float32")
-    tokenizer = tokenizers.load_plain(str(folder))
-    rows = [tokenizers.text_ids(tokenizer, prompt + text, embedding.max_tokens) for text in texts]
-    assert max(map(len, rows)) == embedding.max_tokens
-    tokens = np.full((len(rows), embedding.max_tokens), tokenizer.pad_token_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)], mask[i, : len(row)] = row, True
-    return np.asarray(embed_tokens(params, config, tokens, mask, embedding.pooling))
+    place = directories.transformer_folder(folder)
+    config = hf.read_config(place)
+    layout = sharding.make_layout(configs.get_config("tiny").mesh)
+    params = jax.device_put(
+        hf.load_params(place, config, dtype="float32"), sharding.replicated(layout.mesh)
+    )
+    tokenizer = tokenizers.load_plain(str(place))
+    model = Model(config, {"params": params}, tokenizer, embedding=embedding)
+    return Scorer(model.variables, model, {}, layout)
 
 
 def assert_same_vectors(folder, embedding, library, texts=TEXTS, **options):
-    """Our vectors of questions and of answers are the library's."""
-    for prompt, encode in (
-        (embedding.query_prompt, library.encode_query),
-        (embedding.document_prompt, library.encode_document),
+    """Our vectors of questions and of answers are the library's, of cut texts too."""
+    tokenizer = library.tokenizer
+    assert max(len(tokenizer(text)["input_ids"]) for text in texts) > embedding.max_tokens
+    scorer = our_scorer(folder, embedding)
+    for ours, theirs in (
+        (scorer.embed_questions(texts), library.encode_query(texts, batch_size=8, **options)),
+        (scorer.embed_answers(texts), library.encode_document(texts, batch_size=8, **options)),
     ):
-        ours = embed(folder, embedding, prompt, texts)
-        theirs = encode(texts, batch_size=8, **options)
         assert theirs.dtype == np.float32
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
         # Or the comparison would say little.

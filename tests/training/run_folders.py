@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from configs import common as configs
 from empathy_jax import sharding
 from empathy_jax.checkpoint import Checkpointer
-from empathy_jax.models import encoder
+from empathy_jax.models import encoder, score_head
+from empathy_jax.models.pooling import Embedding
 from empathy_jax.training import common, workdir
 
 
@@ -38,15 +39,28 @@ def make_policy_run(root: Path, config: ConfigDict, texts: list[str]) -> common.
     return dataclasses.replace(model, variables=variables)
 
 
-def make_reward_run(root: Path, config: ConfigDict, tokenizer) -> common.Model:
-    """WORKDIR/reward_model with a fresh encoder."""
+REWARD_EMBEDDING = Embedding("mean", 64)
+REWARD_ENCODER = encoder.EncoderConfig(
+    vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64
+)
+
+
+def make_reward_run(
+    root: Path,
+    config: ConfigDict,
+    tokenizer,
+    architecture=REWARD_ENCODER,
+    embedding: Embedding = REWARD_EMBEDDING,
+) -> common.Model:
+    """WORKDIR/reward_model with fresh weights; a head, where it has one, is not zero."""
     folder = workdir.open_phase(root, "reward_model", config)
-    architecture = encoder.EncoderConfig(
-        vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64
-    )
     layout = sharding.make_layout(config.mesh)
     params = common.fresh_params(common.stream(0, "init"), architecture, layout)
-    model = common.Model(architecture, {"params": params}, tokenizer, pooling="mean")
+    variables = {"params": params}
+    if embedding.has_head:
+        head = score_head.init_params(architecture.width)
+        variables["head"] = jax.tree.map(lambda leaf: leaf + 0.5, head)
+    model = common.Model(architecture, variables, tokenizer, embedding=embedding)
     common.save_model_folder(folder, model)
     save(folder, model.variables)
     return model
