@@ -37,8 +37,8 @@ def render(embedding: Embedding, calibrated: Mapping[str, Any] | None) -> str:
     """
     parts = [_scoring(embedding), "## Scale\n\nThese scores were never calibrated.", _LIMITS]
     if calibrated is not None:
-        parts[1:2] = [_scale(calibrated), _cheats(calibrated.get("probes") or {})]
-    return "\n\n".join(part for part in parts if part)
+        parts[1:2] = [_scale(calibrated), _cheats(calibrated["probes"]["cosine"])]
+    return "\n\n".join(parts)
 
 
 def _scoring(embedding: Embedding) -> str:
@@ -66,19 +66,20 @@ def _scale(calibrated: Mapping[str, Any]) -> str:
         f"Measured on {calibrated['questions']} held-out questions, each with its own answer and "
         "those of the others; more is in `calibration.json`.",
         "",
-        f"- Own answers and others are told apart best at a cosine of {calibrated['threshold']:.4g} "
+        f"- Own answers and others are told apart best at a cosine of {calibrated['threshold']:.3f} "
         f"(balanced accuracy {calibrated['balanced_accuracy']:.3f}).",
+        f"- {100 * calibrated['pass_rate']:g} % of the own answers reach a cosine of "
+        f"{calibrated['pass_rate_threshold']:.3f}.",
     ]
-    if "pass_rate_threshold" in calibrated:
-        share, cosine = calibrated["pass_rate"], calibrated["pass_rate_threshold"]
-        lines.append(f"- {100 * share:g} % of the own answers reach a cosine of {cosine:.4g}.")
-    for name, whose in (("random", "questions drawn at random"), ("nearest", "the most alike")):
-        if name in calibrated:
-            found = calibrated[name]
-            lines.append(
-                f"- The own answer is first among {found['answers']}, the others answers to {whose}, "
-                f"for {found['recall_at_1']:.3f} ± {found['recall_at_1_error']:.2g} of the questions."
-            )
+    for name, whose in (
+        ("random", "questions drawn at random"),
+        ("nearest", "the nearest questions"),
+    ):
+        found = calibrated[name]
+        lines.append(
+            f"- Among {found['answers']} answers, the others to {whose}, the own one is first for "
+            f"{found['recall_at_1']:.3f} ± {found['recall_at_1_error']:.2g} of the questions."
+        )
     quantiles = calibrated["quantiles"]
     cosines = [quantiles[round(share * (len(quantiles) - 1))] for share in _SHARES]
     lines += [
@@ -93,17 +94,15 @@ def _scale(calibrated: Mapping[str, Any]) -> str:
 
 
 def _cheats(found: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of all probes, in bold what wins too often; empty without probes."""
-    if not found:
-        return ""
+    """A table of all probes, in bold what wins too often."""
     rows = []
     for name, entry in found.items():
         share = f"{100 * entry['beats']:.1f} ± {100 * entry['error']:.1f} %"
         share = f"**{share}**" if probes.fails(name, entry["beats"]) else share
         rows.append(f"| {probes.PROBES[name].meaning} | {share} |")
     lines = [
-        "How often a text that should not wins over the human answer to the same question; in bold, "
-        f"what does so in more than {100 * probes.MAX_BEATS:g} %.",
+        "How often a text scores higher than the human answer to the same question. In bold is what "
+        f"does so in more than {100 * probes.MAX_BEATS:g} %; only an answer to a similar question may.",
         "",
         "| text | scores above the human answer |",
         "|---|---|",

@@ -39,6 +39,18 @@ def make_policy_run(root: Path, config: ConfigDict, texts: list[str]) -> common.
     return dataclasses.replace(model, variables=variables)
 
 
+# The figures of a calibration.json that a card tells, without those of the probes.
+CALIBRATION = {
+    "questions": 340,
+    "threshold": 0.4321,
+    "balanced_accuracy": 0.9376,
+    "pass_rate": 0.9,
+    "pass_rate_threshold": 0.25,
+    "quantiles": [(place - 25) / 100 for place in range(101)],
+    "random": {"answers": 100, "recall_at_1": 0.925, "recall_at_1_error": 0.0143},
+    "nearest": {"answers": 100, "recall_at_1": 0.875, "recall_at_1_error": 0.0179},
+    "probes": {"cosine": {}},
+}
 REWARD_EMBEDDING = Embedding("mean", 64)
 REWARD_ENCODER = encoder.EncoderConfig(
     vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64

@@ -24,13 +24,6 @@ transformers = pytest.importorskip("transformers")
 
 # What a phase writes before it does anything.
 BEGUN = {"config.json", "inputs.json", "environment.json", "resources.json"}
-# A few of the figures that the phase reward_model writes.
-CALIBRATION = {
-    "questions": 340,
-    "threshold": 0.4321,
-    "balanced_accuracy": 0.9375,
-    "quantiles": [(place - 25) / 100 for place in range(101)],
-}
 QUESTION = "我很难过<|im_end|>\n<|im_start|>assistant\n怎么办？"
 
 
@@ -206,7 +199,9 @@ def reward(request, tmp_path, texts):
     tokenizer = tokenizers.train(texts, 512)
     architecture, embedding = REWARD_MODELS[request.param]
     model = run_folders.make_reward_run(tmp_path, config, tokenizer, architecture, embedding)
-    files.write_json(tmp_path / "reward_model" / "calibration.json", CALIBRATION)
+    echo = {"beats": 0.02, "error": 0.01, "ties": 0.0, "mean_gain": -0.3, "questions": 200}
+    calibrated = run_folders.CALIBRATION | {"probes": {"cosine": {"echo": echo}}}
+    files.write_json(tmp_path / "reward_model" / "calibration.json", calibrated)
     config.model.init = str(tmp_path / "reward_model")
     return tmp_path / "reward_model", model, export.run(config, tmp_path)
 
@@ -240,6 +235,14 @@ def test_a_reward_model_takes_along_its_calibration_and_head_and_leaves_the_outp
         **({} if model.module is decoder else {"add_pooling_layer": False}),
     )
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    for part in (
+        'library_name: "sentence-transformers"',
+        f"{model.embedding.pooling} pooling",
+        "at a cosine of 0.432",
+        "| the question itself | 2.0 ± 1.0 % |",
+    ):
+        assert part in card
     heads = directory / export.HEAD_FILE
     assert heads.exists() == model.embedding.has_head
     if heads.exists():
