@@ -4,14 +4,25 @@ The cosine says whether an answer belongs to a question; the head, learnt from a
 graded or voted on, says how good it is: r = w₁·a + w₂·(q ∘ a), with unit vectors q and a.
 """
 
+from pathlib import Path
+
 import jax.numpy as jnp
+from safetensors.numpy import load_file
 
 from empathy_jax.types import Array, Float, Float32, Params
+
+FILE = "score_head.safetensors"  # beside the weights of an exported reward model
 
 
 def init_params(width: int) -> dict:
     """A head that gives every answer the same grade, 0: {"kernel": float32 [2, D]}."""
     return {"kernel": jnp.zeros((2, width), jnp.float32)}
+
+
+def read(folder: Path) -> dict | None:
+    """The head beside the weights of an exported reward model, as numpy; None without one."""
+    file = folder / FILE
+    return load_file(file) if file.is_file() else None
 
 
 def grade(

@@ -19,13 +19,12 @@ from safetensors.numpy import save_file
 
 from empathy_jax import files, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder, hf, sentence_transformers_format
+from empathy_jax.models import decoder, hf, score_head, sentence_transformers_format
 from empathy_jax.training import common, model_card
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.common import Model
 
 DTYPES = ("", "float32", "bfloat16", "float16")
-HEAD_FILE = "score_head.safetensors"
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -94,7 +93,11 @@ def load(init: str, config: ConfigDict) -> Model:
         tokenizers.check_same_ids(tokenizer, folder, "config.model.tokenizer", "config.model.init")
     params = hf.load_params(folder, architecture)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Model(architecture, {"params": params}, tokenizer, hf_config, embedding)
+    variables = {"params": params}
+    if embedding is not None and (head := score_head.read(folder)) is not None:
+        variables["head"] = head
+        embedding = dataclasses.replace(embedding, has_head=True)
+    return Model(architecture, variables, tokenizer, hf_config, embedding)
 
 
 def write(
@@ -138,7 +141,9 @@ def write(
             sentence_transformers_format.write(folder, model.embedding, model.config)
         if "head" in model.variables:
             head = jax.device_get(model.variables["head"])
-            save_file({name: np.asarray(leaf) for name, leaf in head.items()}, folder / HEAD_FILE)
+            save_file(
+                {name: np.asarray(leaf) for name, leaf in head.items()}, folder / score_head.FILE
+            )
         for name, text in texts.items():
             files.write_text(folder / name, text)
 

@@ -35,7 +35,7 @@ def show(workdir: Path, summaries: Mapping[str, dict]) -> dict:
         parts.append(_example(workdir / "evaluate" / "generations.jsonl"))
     if "export" in summaries:
         lines = "\n".join(f"  {line}" for line in summaries["export"]["usage"])
-        parts.append(f"exported to {summaries['export']['directory']}; in transformers:\n{lines}")
+        parts.append(f"exported to {summaries['export']['directory']}; to load it:\n{lines}")
     parts.append(_used(result))
     print("\n" + "\n\n".join(parts), flush=True)
     return result

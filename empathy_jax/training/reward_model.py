@@ -344,6 +344,8 @@ def load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     else:
         model = _fresh(config, layout, records)
     came = model.embedding
+    if came is None:
+        tokenizers.end_texts(model.tokenizer)
     usual = "mean" if model.module is encoder else "last"
     pooling = section.pooling or (came.pooling if came else usual)
     check_kind(pooling, model.config, "config.reward_model.pooling")
