@@ -170,6 +170,24 @@ def test_triplet_cosine_matches_torch_and_hand_numbers():
     np.testing.assert_allclose(contrastive.triplet_cosine(EAST, WEST, NORTH, 0.3), [1.3])
 
 
+def test_triplet_cosine_any_is_the_mean_over_what_is_allowed():
+    questions, answers = unit((5, 8)), unit((9, 8))
+    allowed = np.array(RNG.random((5, 9)) < 0.5)
+    allowed[0], allowed[1, :] = False, [True] + [False] * 8
+    actual = contrastive.triplet_cosine_any(questions, answers, jnp.asarray(allowed), 0.3)
+    each = [
+        contrastive.triplet_cosine(questions, answers[:5], jnp.tile(answer, (5, 1)), 0.3)
+        for answer in answers
+    ]
+    expected = np.ma.array(np.stack(each, axis=1), mask=~allowed).mean(axis=1).filled(0)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert expected[0] == 0 and expected.sum() > 0
+    # d(east, north) = 1 and d(east, west) = 2, its own answer at 1: (0.3 + 0) / 2.
+    seen = jnp.array([[False, True, True]])
+    answers = jnp.concatenate([NORTH, -NORTH, WEST])
+    np.testing.assert_allclose(contrastive.triplet_cosine_any(EAST, answers, seen, 0.3), [0.15])
+
+
 def test_info_nce_matches_torch_cross_entropy():
     questions, answers = unit((4, 8)), unit((6, 8))
     positives = jnp.array([0, 2, 3, 5])
