@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from empathy_jax.corpus.duplicates import near_duplicate_groups
 from empathy_jax.data import corruptions
 from empathy_jax.data.pairs import positives
 from empathy_jax.rl.rewards import quantile_scaled
@@ -87,14 +88,16 @@ def calibrate(
 
 
 def answered(records: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
-    """Records with their first good answer; of records that share it, the first alone.
+    """Records with their first good answer; of records that share it, or whose questions are near
+    duplicates, the first alone.
 
     Raises:
       ValueError: when fewer than two are left.
     """
+    groups = near_duplicate_groups([record["question"] for record in records])
     owners: dict[str, dict[str, Any]] = {}
-    for record in records:
-        if good := positives(record):
+    for number, record in enumerate(records):
+        if groups[number] == number and (good := positives(record)):
             owners.setdefault(good[0], record)
     if len(owners) < 2:
         raise ValueError(
