@@ -254,9 +254,10 @@ def test_corrupted_answers_follow_the_own_ones_and_differ_where_it_shows(max_tok
 
 
 def test_graded_pairs_are_a_better_and_a_worse_answer_to_one_question():
+    graded = [("a", 5), ("b", 3), ("c", 1)]
     records = [
         *LETTERS,
-        {"question": "q", "answers": [{"text": t, "score": s} for t, s in zip("abc", (5, 3, 1))]},
+        {"question": "q", "answers": [{"text": t, "score": s} for t, s in graded]},
         {"question": "r", "answers": [{"text": "d", "score": 2}, {"text": "e", "score": 4}]},
     ]
     stream = _stream(records=records, graded_pairs=2)

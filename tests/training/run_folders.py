@@ -10,6 +10,7 @@ from configs import common as configs
 from empathy_jax import sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.models import encoder
+from empathy_jax.models.pooling import Embedding
 from empathy_jax.training import common, workdir
 
 
@@ -46,7 +47,8 @@ def make_reward_run(root: Path, config: ConfigDict, tokenizer) -> common.Model:
     )
     layout = sharding.make_layout(config.mesh)
     params = common.fresh_params(common.stream(0, "init"), architecture, layout)
-    model = common.Model(architecture, {"params": params}, tokenizer, pooling="mean")
+    embedding = Embedding("mean", max_tokens=64, query_prompt="问：")
+    model = common.Model(architecture, {"params": params}, tokenizer, embedding=embedding)
     common.save_model_folder(folder, model)
     save(folder, model.variables)
     return model

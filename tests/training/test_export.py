@@ -11,7 +11,7 @@ from safetensors import safe_open
 from empathy_jax.corpus import sample
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder
-from empathy_jax.models.attention import causal_mask
+from empathy_jax.models.attention import causal_mask, segment_mask
 from empathy_jax.training import export, model_card, workdir
 from tests.training import run_folders
 
@@ -182,8 +182,8 @@ def test_reward_model_exports_as_an_encoder(tmp_path, texts):
     )
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = jnp.arange(2 * 9).reshape(2, 9)
-    mask = jnp.ones_like(tokens, bool)
-    ours = encoder.hidden_states(model.variables["params"], model.config, tokens, mask)
+    positions, mask = jnp.tile(jnp.arange(9), (2, 1)), segment_mask(jnp.ones_like(tokens))
+    ours = encoder.hidden_states(model.variables["params"], model.config, tokens, positions, mask)
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(tokens))).last_hidden_state.numpy()
     np.testing.assert_allclose(ours, expected, atol=1e-4)
