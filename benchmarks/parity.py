@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from empathy_jax.models import decoder, encoder, hf
-from empathy_jax.models.attention import causal_mask
+from empathy_jax.models.attention import causal_mask, segment_mask
 from empathy_jax.models.pooling import normalise, pool
 
 PROMPT_LENGTH, NEW_TOKENS, ROWS = 16, 64, 2
@@ -241,14 +241,15 @@ def encoder_parity(
         ).last_hidden_state
     weights = torch.from_numpy(attention_mask)[..., None].float()
     expected = {"mean": (hidden * weights).sum(1) / weights.sum(1), "cls": hidden[:, 0]}
+    segment_ids = jnp.asarray(attention_mask, jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     run = jax.jit(encoder.hidden_states, static_argnames="config")
-    ours = run(params, config, tokens, attention_mask)
+    ours = run(params, config, tokens, positions, segment_mask(segment_ids))
     differences = {}
     for kind, vectors in expected.items():
         unit = torch.nn.functional.normalize(vectors, dim=-1).numpy()
-        differences[kind] = float(
-            np.abs(normalise(pool(ours, jnp.asarray(attention_mask), kind)) - unit).max()
-        )
+        found = normalise(pool(ours, segment_ids, kind, segments=1))[:, 0]
+        differences[kind] = float(np.abs(found - unit).max())
     return differences
 
 

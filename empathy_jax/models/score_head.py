@@ -1,7 +1,9 @@
 """A scalar grade of an answer from the vectors of question and answer.
 
 The cosine says whether an answer belongs to a question; the head, learnt from answers that people
-graded or voted on, says how good it is: r = w₁·a + w₂·(q ∘ a), with unit vectors q and a.
+graded or voted on, says how good it is: r = w₁·a + w₂·(q ∘ a), with q and a scaled so that their
+coordinates are of size 1. With unit vectors a head would need weights of size √D, and would not get
+there at the learning rate of an encoder.
 """
 
 from pathlib import Path
@@ -28,6 +30,13 @@ def read(folder: Path) -> dict | None:
 def grade(
     params: Params, questions: Float[Array, "N D"], answers: Float[Array, "N D"]
 ) -> Float32[Array, "N"]:
-    """The grade of each answer; only differences between answers to one question mean something."""
+    """The grade of each answer; only differences between answers to one question mean something.
+
+    Args:
+      params: of `init_params`.
+      questions, answers: unit vectors, [N, D].
+    """
     of_answer, of_fit = params["kernel"].astype(jnp.float32)
+    scale = answers.shape[1] ** 0.5
+    questions, answers = questions * scale, answers * scale
     return answers @ of_answer + (questions * answers) @ of_fit

@@ -162,6 +162,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         return summary
     layout = sharding.make_layout(config.mesh)
     section = config.reward_model
+    sharding.check_rows(config.batch_size, layout.mesh, "config.batch_size")
+    if section.head_weight:
+        sharding.check_rows(section.graded_pairs, layout.mesh, "config.reward_model.graded_pairs")
 
     # Data and model.
     records = inputs.read_questions(config, folder)
@@ -355,7 +358,10 @@ def load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     given = (section.query_prompt, section.document_prompt)
     prompts = [own if wish is None else wish for wish, own in zip(given, prompts, strict=True)]
     has_head = section.head_weight > 0
-    if has_head and "head" not in model.variables:
+    if not has_head:
+        # A head that is not trained along would grade vectors that have moved on.
+        model.variables.pop("head", None)
+    elif "head" not in model.variables:
         head = score_head.init_params(model.config.width)
         model.variables["head"] = jax.device_put(head, sharding.replicated(layout.mesh))
     embedding = Embedding(pooling, section.max_tokens, *prompts, has_head)

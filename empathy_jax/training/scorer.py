@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -80,8 +81,8 @@ class Scorer:
 
     def quality(self, questions: list[str], answers: list[str]) -> np.ndarray:
         """The head's grade of each answer, float32 [N]; only for a model with a head."""
-        vectors = self.embed_questions(questions), self.embed_answers(answers)
-        return np.asarray(score_head.grade(self._variables["head"], *vectors))
+        vectors = (self.embed_questions(questions), self.embed_answers(answers))
+        return np.asarray(score_head.grade(self._variables["head"], *map(jnp.asarray, vectors)))
 
     def _embed_texts(self, texts: list[str], prompt: str) -> np.ndarray:
         """Vectors of prompt + text; equal texts are embedded once."""

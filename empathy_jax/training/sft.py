@@ -44,8 +44,7 @@ def loss_fn(
     """Cross-entropy in nats, Σ -log p(y) + w Σ_tags -log p(y | a tag), over the counted tokens.
 
     Args:
-      trainable: the parameters, or the adapters when `frozen` holds the parameters.
-      frozen: what the update leaves alone.
+      trainable, frozen: see `common.join`.
       batch: tokens, targets, loss_mask, segment_ids, positions, each [B, T].
       config: the architecture.
       tag_ids: tokens that tags are made of.

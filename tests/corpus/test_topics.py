@@ -12,7 +12,9 @@ from configs import reward_model as reward_model_config
 from empathy_jax import sharding
 from empathy_jax.corpus import sample, topics
 from empathy_jax.corpus.topics import Assignment
-from empathy_jax.training import common, reward_model
+from empathy_jax.models.pooling import Embedding
+from empathy_jax.training import common
+from empathy_jax.training.scorer import Scorer
 
 COUNSEL_CHAT = [
     "depression",
@@ -334,8 +336,8 @@ def test_plain_questions_with_a_real_encoder(shared_dir):
     model = common.load_model(
         path, config.reward_model, "config.corpus.topic_encoder", None, layout
     )
-    model = dataclasses.replace(model, pooling="cls")
-    scorer = reward_model.Scorer(model.variables, model, 64, {}, layout)
+    model = dataclasses.replace(model, embedding=Embedding("cls", max_tokens=64))
+    encoder = Scorer(model.variables, model, {}, layout)
     plain = {
         "我失眠好几个月了，晚上怎么都睡不着，该怎么办？": "睡眠与身心不适",
         "和男朋友分手半年了，还是忘不掉他，怎么走出来？": "失恋与分手",
@@ -349,7 +351,7 @@ def test_plain_questions_with_a_real_encoder(shared_dir):
     off_topic = ["闭合性骨折正确的处理方法是什么？", "如何用筷子把鸡蛋打散再加盐？"]
     records = [{"question": question} for question in [*plain, *off_topic]]
     with jax.set_mesh(layout.mesh):
-        found = topics.assign(records, topics.load_taxonomy(), {}, scorer.embed, 0.56)
+        found = topics.assign(records, topics.load_taxonomy(), {}, encoder.embed_answers, 0.56)
     assert [got.topic for got in found[: len(plain)]] == list(plain.values())
     for got in found[len(plain) :]:
         assert got == Assignment(None, None, "unassigned", got.similarity)

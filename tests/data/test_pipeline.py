@@ -41,6 +41,19 @@ def test_packing_loses_and_doubles_nothing(case):
 def test_packing_is_best_fit_decreasing():
     # 7 and 6 open rows, 4 best fills the second, 3 the first, 2 and 1 share what is left.
     assert pipeline.pack([2, 7, 3, 6, 4, 1], 10) == [[1, 2], [3, 4], [0, 5]]
+    # The same with two items a row at most: 2 finds the first two rows closed, 1 joins it.
+    assert pipeline.pack([2, 5, 3, 6, 4, 1], 20, max_items=2) == [[3, 1], [4, 2], [0, 5]]
+
+
+@hypothesis.given(packable, st.integers(1, 4))
+def test_a_row_has_no_more_items_than_allowed(case, most):
+    lengths, row_length = case
+    rows = pipeline.pack(lengths, row_length, most)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[index] for index in row) <= row_length for row in rows)
+    assert all(len(row) <= most for row in rows)
+    # Where the limit does not bind it changes nothing.
+    assert pipeline.pack(lengths, row_length, 40) == pipeline.pack(lengths, row_length)
 
 
 @pytest.mark.parametrize("length", [0, 11])

@@ -1,6 +1,7 @@
 """Properties of the encoder; its numbers are checked against torch in test_parity."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from empathy_jax.models import encoder
+from empathy_jax.models.attention import segment_mask
 from empathy_jax.models.encoder import EncoderConfig
 from empathy_jax.pytree import flatten_paths
 
@@ -32,22 +34,49 @@ def test_table_lists_what_init_makes(pooler):
     assert ("pooler/kernel" in flat) == pooler
 
 
-def test_padding_changes_nothing(params):
-    tokens = jax.random.randint(jax.random.key(1), (1, 10), 0, CONFIG.vocab_size)
-    mask = jnp.arange(10)[None] < 6
-    run = jax.jit(encoder.hidden_states, static_argnames="config")
-    padded = run(params, CONFIG, tokens, mask)
-    alone = run(params, CONFIG, tokens[:, :6], mask[:, :6])
-    np.testing.assert_allclose(padded[:, :6], alone, atol=1e-5)
+@functools.partial(jax.jit, static_argnames="config")
+def run(params, tokens, segment_ids, positions, config=CONFIG):
+    mask = segment_mask(segment_ids)
+    return encoder.hidden_states(params, config, tokens, positions, mask)
+
+
+def test_padding_and_neighbours_change_nothing(params):
+    """Two texts of 5 and 4 tokens share a row with 3 places of padding; each is also run alone."""
+    tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, CONFIG.vocab_size)
+    segment_ids = jnp.array([[1] * 5 + [2] * 4 + [0] * 3])
+    positions = jnp.array([[*range(5), *range(4), 0, 0, 0]])
+    packed = run(params, tokens, segment_ids, positions)
+    for place in (slice(0, 5), slice(5, 9)):
+        length = place.stop - place.start
+        ones, count = jnp.ones((1, length), jnp.int32), jnp.arange(length)[None]
+        alone = run(params, tokens[:, place], ones, count)
+        np.testing.assert_allclose(packed[:, place], alone, atol=1e-5)
+        # The order of tokens is known by their positions alone.
+        moved = run(params, tokens[:, place], ones, count[:, ::-1])
+        assert np.abs(moved - alone).max() > 0.1
+
+
+def test_a_neighbours_tokens_get_no_gradient(params):
+    """The first text's hidden states depend on its own token vectors and on no others."""
+    tokens = jnp.arange(9)[None]
+    segment_ids = jnp.array([[1] * 5 + [2] * 4])
+    positions = jnp.array([[*range(5), *range(4)]])
+
+    def first(params):
+        return jnp.sum(run(params, tokens, segment_ids, positions)[:, :5] ** 3)
+
+    used = np.abs(jax.grad(first)(params)["embed"]["tokens"]).max(axis=1) > 0
+    np.testing.assert_array_equal(used, np.arange(CONFIG.vocab_size) < 5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_keeps_gradients(params, remat):
     tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
 
     def gradient(config):
         def loss(params):
-            hidden = encoder.hidden_states(params, config, tokens, jnp.ones_like(tokens, bool))
+            hidden = run(params, tokens, jnp.ones_like(tokens), positions, config)
             return jnp.sum(hidden[:, 0] ** 3)
 
         return flatten_paths(jax.jit(jax.grad(loss))(params))
@@ -60,7 +89,7 @@ def test_remat_keeps_gradients(params, remat):
 def test_texts_beyond_the_position_table_are_refused(params):
     tokens = jnp.zeros((1, 13), jnp.int32)
     with pytest.raises(ValueError, match=r"13 tokens.*12 positions"):
-        encoder.hidden_states(params, CONFIG, tokens, jnp.ones((1, 13), bool))
+        encoder.hidden_states(params, CONFIG, tokens, tokens, jnp.ones((1, 13, 13), bool))
 
 
 @pytest.mark.parametrize(

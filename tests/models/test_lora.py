@@ -13,7 +13,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from empathy_jax.models import decoder, encoder, hf
-from empathy_jax.models.attention import causal_mask
+from empathy_jax.models.attention import causal_mask, segment_mask
 from empathy_jax.models.lora import merge
 from empathy_jax.models.peft import save_adapter
 from empathy_jax.pytree import flatten_paths
@@ -44,11 +44,11 @@ MODELS = [
 @functools.partial(jax.jit, static_argnames="config")
 def run(params, config, lora=None):
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    segment_ids = jnp.ones((2, 7), jnp.int32)
     if isinstance(config, encoder.EncoderConfig):
-        return encoder.hidden_states(
-            params, config, TOKENS, positions, jnp.ones((2, 7, 7), bool), lora=lora
-        )
-    mask = causal_mask(jnp.ones((2, 7), jnp.int32))
+        mask = segment_mask(segment_ids)
+        return encoder.hidden_states(params, config, TOKENS, positions, mask, lora=lora)
+    mask = causal_mask(segment_ids)
     return decoder.hidden_states(params, config, TOKENS, positions, mask, lora=lora)[0]
 
 

@@ -28,7 +28,14 @@ class TinyRun:
 
 
 SFT = {"steps": 40, "log.validate_every": 20, "checkpoint.every": 20, "sft.samples": 8}
-REWARD_MODEL = {"steps": 24, "log.validate_every": 12, "optimizer.learning_rate": 3e-3}
+REWARD_MODEL = {
+    "steps": 24,
+    "log.validate_every": 12,
+    "optimizer.learning_rate": 3e-3,
+    "reward_model.temperature": 0.1,
+    # Alike questions have answers of the same words here, which would be each other's negatives.
+    "reward_model.in_batch": "random",
+}
 
 
 @pytest.fixture(scope="session")

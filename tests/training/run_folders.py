@@ -51,7 +51,7 @@ CALIBRATION = {
     "nearest": {"answers": 100, "recall_at_1": 0.875, "recall_at_1_error": 0.0179},
     "probes": {"cosine": {}},
 }
-REWARD_EMBEDDING = Embedding("mean", 64)
+REWARD_EMBEDDING = Embedding("mean", 64, "问：")
 REWARD_ENCODER = encoder.EncoderConfig(
     vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64
 )

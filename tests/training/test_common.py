@@ -252,11 +252,11 @@ def test_fields_of_an_architecture_are_named_whole(policy):
 def test_state_is_the_weights_or_the_adapters():
     place = update_steps.layout(1, 1, 1)
     _, state, frozen, _ = update_steps.prepare(update_steps.DECODER, place)
-    assert frozen == {} and "embed" in state.trainable
+    assert frozen == {} and state.trainable.keys() == {"params"}
     assert common.join(state.trainable, frozen).keys() == {"params"}
     config = dataclasses.replace(update_steps.DECODER, lora_rank=2)
     _, state, frozen, _ = update_steps.prepare(config, place)
-    assert frozen.keys() == {"params"} and "embed" not in state.trainable
+    assert frozen.keys() == {"params"} and state.trainable.keys() == {"lora"}
     assert common.join(state.trainable, frozen).keys() == {"params", "lora"}
     items = common.checkpoint_items(state, frozen)
     assert items.keys() == {"model", "optimizer"} and items["model"].keys() == {"params", "lora"}
@@ -268,7 +268,7 @@ def test_parts_add_up_to_the_whole(rows):
     params = decoder.init_params(jax.random.key(0), config)
 
     def loss_fn(params, batch):
-        total, count = sft.loss_fn(params, {}, batch=batch, config=config)
+        total, count = sft.loss_fn({"params": params}, {}, batch=batch, config=config)
         return total / 80, {"count": count}
 
     whole = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from empathy_jax import files, sharding
 from empathy_jax.corpus import sample
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder
+from empathy_jax.models import decoder, score_head
 from empathy_jax.models.attention import causal_mask
 from empathy_jax.models.pooling import Embedding
 from empathy_jax.training import export, model_card, workdir
@@ -243,7 +243,7 @@ def test_a_reward_model_takes_along_its_calibration_and_head_and_leaves_the_outp
         "| the question itself | 2.0 ± 1.0 % |",
     ):
         assert part in card
-    heads = directory / export.HEAD_FILE
+    heads = directory / score_head.FILE
     assert heads.exists() == model.embedding.has_head
     if heads.exists():
         kernel = load_file(heads)["kernel"]
@@ -281,7 +281,7 @@ def _tree(directory: Path) -> dict:
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = str(path.relative_to(directory))
         content = json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
-        found["head" if name == export.HEAD_FILE else name] = content
+        found["head" if name == score_head.FILE else name] = content
     return {name: content for name, content in found.items() if name != "README.md"}
 
 

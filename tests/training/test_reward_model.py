@@ -1,265 +1,282 @@
-import json
-import shutil
+"""The reward model's loss by numpy, and its update on meshes."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax.models import encoder
+from empathy_jax.data import pairs
+from empathy_jax.models import encoder, score_head
 from empathy_jax.training import common, reward_model
-from empathy_jax.training.reward_model import Scorer, Settings
-from tests.training import run_folders, tiny_runs, update_steps
+from empathy_jax.training.reward_model import Settings
+from empathy_jax.training.scorer import embed_rows
+from tests.training import update_steps
 
 SETTINGS = Settings(
-    pooling="mean", temperature=0.1, margin=0.2, triplet_weight=1.0, info_nce_weight=1.0
+    pooling="mean",
+    temperature=0.1,
+    margin=0.2,
+    triplet_weight=0.5,
+    triplet_negative="hardest",
+    info_nce_weight=2.0,
+    head_weight=0.0,
+    matryoshka_dims=(),
+    negative_ceiling=2.0,
+    negative_margin=-3.0,
+    rows_per_pass=0,
 )
+HEAD = dataclasses.replace(SETTINGS, head_weight=0.7)
 
 
-def _batch(seed: int, size: int = 8, length: int = 12) -> dict[str, np.ndarray]:
+def _batch(seed: int, size: int = 8, corrupted: int = 1, graded: int = 0, groups=None) -> dict:
+    """Random texts of 3 to 12 tokens in rows of 16, as `pairs.PairStream` gives them."""
     random = np.random.default_rng(seed)
-    batch = {"group": np.arange(size, dtype=np.int32)}
-    for name in ("question", "answer"):
-        lengths = random.integers(3, length, size)
-        batch[f"{name}_tokens"] = random.integers(1, 64, (size, length)).astype(np.int32)
-        batch[f"{name}_mask"] = np.arange(length) < lengths[:, None]
-    return batch
+    count = size * (2 + corrupted) + 3 * graded
+    texts = [random.integers(1, 64, random.integers(3, 13)) for _ in range(count)]
+    rows, slots = pairs.pack_texts(texts, 16, pad_id=0, multiple=8)
+    groups = np.arange(size) if groups is None else np.asarray(groups)
+    none = np.full(size * corrupted, pairs.NO_QUESTION)
+    batch = {
+        **rows,
+        "questions": slots[:size],
+        "documents": slots[size : size * (2 + corrupted)],
+        "groups": groups.astype(np.int32),
+        "document_groups": np.concatenate([groups, none]).astype(np.int32),
+    }
+    return batch | ({"graded": slots[-3 * graded :].reshape(-1, 3)} if graded else {})
+
+
+def _head(seed: int = 1) -> dict:
+    kernel = 0.5 * jax.random.normal(jax.random.key(seed), (2, update_steps.ENCODER.width))
+    return {"head": {"kernel": kernel}}
 
 
 # --- the update, on its own ---
 
 
-def test_one_device_equals_eight():
-    batches = [_batch(seed) for seed in (0, 1)]
-    one, one_metrics, _ = update_steps.run(
-        reward_model.update_fn,
-        update_steps.ENCODER,
-        update_steps.layout(1, 1, 1),
-        batches,
-        settings=SETTINGS,
+def _run(place, batches, settings=SETTINGS, config=update_steps.ENCODER, more=None):
+    return update_steps.run(
+        reward_model.update_fn, config, place, batches, more=more, settings=settings
     )
-    eight, eight_metrics, _ = update_steps.run(
-        reward_model.update_fn,
-        update_steps.ENCODER,
-        update_steps.layout(2, 2, 2),
-        batches,
-        settings=SETTINGS,
-    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Two updates with a head on one device: (trained collections, metrics)."""
+    batches = [_batch(seed, graded=8) for seed in (1, 2)]  # of as many rows
+    trained, metrics, _ = _run(update_steps.layout(1, 1, 1), batches, HEAD, more=_head())
+    return batches, trained, metrics
+
+
+# On the second mesh a pass holds fewer rows than there are devices.
+@pytest.mark.parametrize(("mesh", "rows_per_pass"), [((2, 2, 2), 0), ((8, 1, 1), 4)])
+def test_one_device_equals_eight(one_device, mesh, rows_per_pass):
+    batches, one, one_metrics = one_device
+    settings = dataclasses.replace(HEAD, rows_per_pass=rows_per_pass)
+    place = update_steps.layout(*mesh)
+    eight, eight_metrics, update = _run(place, batches, settings, more=_head())
     update_steps.assert_same(one, eight, 1e-5)
     update_steps.assert_same(one_metrics, eight_metrics, 1e-4)
-    start = update_steps.fresh(update_steps.ENCODER, update_steps.layout(1, 1, 1))
-    assert len(update_steps.moved(start, one)) == len(jax.tree.leaves(start))
+    assert update._cache_size() == 1
+
+
+def test_every_tensor_learns(one_device):
+    _, trained, metrics = one_device
+    start = update_steps.fresh(update_steps.ENCODER, update_steps.layout(1, 1, 1)) | _head()
+    assert trained.keys() == {"params", "head"}
+    assert len(update_steps.moved(start, trained)) == len(jax.tree.leaves(start))
+    assert metrics["grad_norm"] > 0.1  # large enough for 1e-5 to mean something
+
+
+def test_rows_in_passes_equal_the_whole_batch(one_device):
+    batches, whole, whole_metrics = one_device
+    settings = dataclasses.replace(HEAD, rows_per_pass=4)
+    assert batches[0]["tokens"].shape[0] == 24
+    parts, metrics, _ = _run(update_steps.layout(1, 1, 1), batches, settings, more=_head())
+    update_steps.assert_same(whole, parts, 1e-5)
+    update_steps.assert_same(whole_metrics, metrics, 1e-4)
+
+
+def test_adapters_and_the_head_learn_and_the_base_is_not_returned():
+    config = dataclasses.replace(update_steps.ENCODER, lora_rank=2)
+    batches = [_batch(seed, graded=2) for seed in (0, 1)]
+    place = update_steps.layout(1, 1, 1)
+    head = {"head": jax.device_get(score_head.init_params(config.width))}
+    trained, _, _ = _run(place, batches, HEAD, config, head)
+    start = {"lora": encoder.init_lora(common.stream(0, "lora"), config), **head}
+    assert jax.tree.structure(start) == jax.tree.structure(trained)
+    # B is zero at first, so A learns from the second step on.
+    assert len(update_steps.moved(start, trained)) == len(jax.tree.leaves(start))
+
+
+# --- the loss, by numpy ---
 
 
 @pytest.fixture(scope="module")
 def params():
-    return encoder.init_params(jax.random.key(0), update_steps.ENCODER)
+    fresh = encoder.init_params(jax.random.key(0), update_steps.ENCODER)
+    # Beside positions and types, tokens large enough that cosines are not all near 1.
+    fresh["embed"]["tokens"] *= 10
+    return fresh
 
 
-def _loss(params, batch, **changes):
-    settings = {**SETTINGS.__dict__, **changes}
-    loss, parts = reward_model.loss_fn(
-        params, {}, update_steps.as_jax(batch), update_steps.ENCODER, Settings(**settings)
-    )
+@functools.partial(jax.jit, static_argnames="settings")
+def _loss_fn(trainable, batch, settings):
+    return reward_model.loss_fn(trainable, {}, batch, update_steps.ENCODER, settings)
+
+
+def _loss(params, batch, head=None, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    trainable = {"params": params, **(head or {})}
+    loss, parts = _loss_fn(trainable, update_steps.as_jax(batch), settings)
     return float(loss), {name: float(value) for name, value in parts.items()}
 
 
-def _cosines(params, batch):
-    batch = update_steps.as_jax(batch)
-    questions, answers = (
-        np.asarray(
-            reward_model.embed(
-                {"params": params},
-                update_steps.ENCODER,
-                "mean",
-                batch[f"{name}_tokens"],
-                batch[f"{name}_mask"],
+def _vectors(params, batch):
+    rows = {name: jnp.asarray(batch[name]) for name in ("tokens", "segment_ids", "positions")}
+    found = embed_rows({"params": params}, update_steps.ENCODER, "mean", rows)
+    return np.asarray(found, np.float64).reshape(-1, found.shape[-1])
+
+
+def _expected(vectors, batch, settings):
+    """Loss, parts and the share of doubtful documents, one question at a time."""
+    questions, documents = vectors[batch["questions"]], vectors[batch["documents"]]
+    dims = settings.matryoshka_dims or (vectors.shape[1],)
+    parts = {"info_nce": [], "triplet": [], "recall": []}
+    others_count = doubtful_count = 0
+    for number, group in enumerate(batch["groups"]):
+        whole = documents @ questions[number]
+        others = [j for j, g in enumerate(batch["document_groups"]) if g != group]
+        doubtful = {
+            j
+            for j in others
+            if batch["document_groups"][j] >= 0
+            and (
+                whole[j] > settings.negative_ceiling
+                or whole[j] > whole[number] - settings.negative_margin
             )
-        )
-        for name in ("question", "answer")
-    )
-    return questions @ answers.T
+        }
+        negatives = [j for j in others if j not in doubtful]
+        others_count, doubtful_count = others_count + len(others), doubtful_count + len(doubtful)
+        parts["recall"].append(all(whole[number] > whole[j] for j in others))
+        info_nce, triplet = [], []
+        for dim in dims:
+            cut = documents[:, :dim] / np.linalg.norm(documents[:, :dim], axis=1, keepdims=True)
+            scores = cut @ questions[number, :dim] / np.linalg.norm(questions[number, :dim])
+            exponents = [scores[j] / settings.temperature for j in [number, *negatives]]
+            info_nce.append(-exponents[0] + np.log(np.exp(exponents).sum()))
+            gaps = [max(0, scores[j] - scores[number] + settings.margin) for j in negatives]
+            reduce = max if settings.triplet_negative == "hardest" else np.mean
+            triplet.append(reduce(gaps) if gaps else 0)
+        parts["info_nce"].append(np.mean(info_nce))
+        parts["triplet"].append(np.mean(triplet))
+    parts = {name: float(np.mean(values)) for name, values in parts.items()}
+    loss = settings.info_nce_weight * parts["info_nce"] + settings.triplet_weight * parts["triplet"]
+    return loss, {**parts, "doubtful": doubtful_count / max(others_count, 1)}
 
 
-def test_loss_by_numpy(params):
-    batch = _batch(3, size=4)
-    batch["group"][:] = [0, 1, 0, 2]
-    cosines = _cosines(params, batch)
-    allowed = np.array([[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]], bool)
-    weights = np.where(allowed, np.exp(cosines / 0.1), 0)
-    contrast = -np.log(np.diag(weights) / weights.sum(axis=1))
-    others = np.where(allowed & ~np.eye(4, dtype=bool), cosines, -np.inf)
-    triplet = np.maximum(others.max(axis=1) - np.diag(cosines) + 0.2, 0)
-    loss, parts = _loss(params, batch, triplet_weight=0.5, info_nce_weight=2.0)
-    assert parts["info_nce"] == pytest.approx(contrast.mean(), rel=1e-4)
-    assert parts["triplet"] == pytest.approx(triplet.mean(), rel=1e-4)
-    assert loss == pytest.approx(2 * contrast.mean() + 0.5 * triplet.mean(), rel=1e-4)
-    right = (np.where(allowed, cosines, -np.inf).argmax(axis=1) == np.arange(4)).mean()
-    assert parts["recall"] == pytest.approx(right)
+CASES = {
+    "plain": {},
+    "triplet against any": {"triplet_negative": "any"},
+    "ceiling": {"negative_ceiling": 0.3},
+    "margin": {"negative_margin": -0.2},
+    "ceiling and margin": {"negative_ceiling": 0.5, "negative_margin": -0.4},
+    "margin above zero": {"negative_margin": 0.1, "triplet_negative": "any"},
+    "nothing but corrupted answers left": {"negative_ceiling": -1.0},
+    "matryoshka": {"matryoshka_dims": (4, 8, 16)},
+    "matryoshka against any, doubtful left out": {
+        "matryoshka_dims": (3, 16),
+        "triplet_negative": "any",
+        "negative_ceiling": 0.2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_by_numpy(params, name):
+    batch = _batch(3, size=5, corrupted=2, groups=[0, 1, 0, 2, 3])
+    settings = dataclasses.replace(SETTINGS, **CASES[name])
+    loss, parts = _expected(_vectors(params, batch), batch, settings)
+    found, found_parts = _loss(params, batch, **CASES[name])
+    assert found == pytest.approx(loss, rel=1e-4)
+    assert found_parts == pytest.approx(parts, rel=1e-4, abs=1e-6)
+    limited = any(field.startswith("negative") for field in CASES[name])
+    assert (0 < parts["doubtful"] < 1) == limited
+
+
+def test_a_corrupted_answer_is_never_doubtful(params):
+    """Above the ceiling all the same, it is pushed away, and an equally good other answer is not."""
+    batch = _batch(4, size=4)
+
+    def gradient(ceiling):
+        def loss(vectors):
+            # The vectors of 4 questions, their answers and the corrupted ones, as they are.
+            questions, documents = vectors[:4], vectors[4:]
+            settings = dataclasses.replace(SETTINGS, negative_ceiling=ceiling)
+            return _loss_of_vectors(questions, documents, batch, settings)
+
+        vectors = np.random.default_rng(0).normal(size=(12, 8)) + 2
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.abs(jax.grad(loss)(jnp.asarray(vectors, jnp.float32))[4:]).max(axis=1)
+
+    with_all, low_ceiling = gradient(2.0), gradient(-1.0)
+    assert (with_all > 0).all() and (low_ceiling[4:] > 0).all()
+    _, parts = _loss(params, batch, negative_ceiling=-1.0)
+    assert parts["doubtful"] == pytest.approx(12 / 28)  # 4 · 3 other answers of 4 · 7 documents
+
+
+def _loss_of_vectors(questions, documents, batch, settings):
+    """The loss of given vectors: the model is replaced by them."""
+    count = len(questions) + len(documents)
+    given = {
+        **batch,
+        "questions": np.arange(len(questions)),
+        "documents": np.arange(len(questions), count),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        vectors = jnp.concatenate([questions, documents])[None]
+        patch.setattr(reward_model, "embed_rows", lambda *_: vectors)
+        return reward_model.loss_fn({}, {}, given, update_steps.ENCODER, settings)[0]
 
 
 def test_another_answer_to_the_same_question_is_no_negative(params):
-    batch = _batch(5, size=4)
-    batch["group"][:] = [7, 7, 1, 2]
-    _, one = _loss(params, batch)
+    _, one = _loss(params, _batch(5, size=4, groups=[7, 7, 1, 2]))
     # As its own question it would be one, and the loss larger.
-    apart = {**batch, "group": np.arange(4, dtype=np.int32)}
-    _, other = _loss(params, apart)
+    _, other = _loss(params, _batch(5, size=4))
     assert other["info_nce"] > one["info_nce"]
 
 
 def test_a_batch_of_one_question_teaches_nothing(params):
-    batch = _batch(6, size=4)
-    batch["group"][:] = 3
-    loss, parts = _loss(params, batch)
-    assert parts["info_nce"] == pytest.approx(0, abs=1e-6)
-    assert parts["triplet"] == 0 and loss == pytest.approx(0, abs=1e-6)
+    for negative in ("any", "hardest"):
+        batch = _batch(6, size=4, corrupted=0, groups=[3] * 4)
+        loss, parts = _loss(params, batch, triplet_negative=negative)
+        assert parts["info_nce"] == pytest.approx(0, abs=1e-6)
+        assert parts["triplet"] == 0 and loss == pytest.approx(0, abs=1e-6)
+        assert parts["doubtful"] == 0 and parts["recall"] == 1
 
 
-def test_padding_and_neighbours_make_no_difference(params):
-    batch = update_steps.as_jax(_batch(1))
-    tokens, mask = batch["question_tokens"], batch["question_mask"]
-    arguments = ({"params": params}, update_steps.ENCODER, "mean")
-    together = reward_model.embed(*arguments, tokens, mask)
-    wider = jnp.pad(tokens, ((0, 0), (0, 9)), constant_values=5), jnp.pad(mask, ((0, 0), (0, 9)))
-    np.testing.assert_allclose(reward_model.embed(*arguments, *wider), together, atol=1e-6)
-    alone = reward_model.embed(*arguments, tokens[3:4], mask[3:4])
-    np.testing.assert_allclose(alone, together[3:4], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-6)
+def test_the_head_by_numpy_and_its_gradient_reaches_the_encoder(params):
+    batch, head = _batch(7, size=4, graded=5), _head()
+    vectors = _vectors(params, batch)
+    question, better, worse = (vectors[slots] for slots in batch["graded"].T)
+    w_answer, w_fit = np.asarray(head["head"]["kernel"], np.float64)
+    scale = np.sqrt(vectors.shape[1])
+    gap = scale * (better - worse) @ w_answer + scale**2 * (question * (better - worse)) @ w_fit
+    loss, parts = _loss(params, batch, head, head_weight=0.7)
+    expected = np.log1p(np.exp(-gap)).mean()
+    assert parts["bradley_terry"] == pytest.approx(expected, rel=1e-4)
+    plain, _ = _loss(params, batch)
+    assert loss - plain == pytest.approx(0.7 * expected, rel=1e-3)
 
+    def alone(trainable):
+        settings = dataclasses.replace(HEAD, info_nce_weight=0.0, triplet_weight=0.0)
+        return _loss_fn(trainable, update_steps.as_jax(batch), settings)[0]
 
-def test_a_decoder_is_a_reward_model_too():
-    config = update_steps.DECODER
-    params = common.module_of(config).init_params(jax.random.key(0), config)
-    batch = update_steps.as_jax(_batch(1))
-    tokens, mask = batch["question_tokens"], batch["question_mask"]
-    vectors = reward_model.embed({"params": params}, config, "last", tokens, mask)
-    noise = jnp.where(mask, tokens, 1)
-    again = reward_model.embed({"params": params}, config, "last", noise, mask)
-    np.testing.assert_allclose(vectors, again, atol=1e-6)
-    assert vectors.shape == (8, 16)
-
-
-def test_a_pooling_that_does_not_fit_the_model_is_refused(tmp_path):
-    config = run_folders.tiny_config("reward_model")
-    run_folders.make_policy_run(tmp_path, config, ["一些话"])
-    layout = common.sharding.make_layout(config.mesh)
-    config.reward_model.pooling = "last"
-    with pytest.raises(ValueError, match=r"config\.reward_model\.pooling is 'last'.*an encoder"):
-        reward_model._load(config, layout, [{"question": "问", "answers": []}])
-    config.reward_model.update({"init": str(tmp_path / "sft"), "pooling": "cls"})
-    with pytest.raises(ValueError, match=r"config\.reward_model\.pooling is 'cls'.*a decoder"):
-        reward_model._load(config, layout, [])
-    config.reward_model.remat = "some"
-    with pytest.raises(ValueError, match=r"^config\.reward_model\.remat is 'some'"):
-        reward_model._load(config, layout, [])
-
-
-def test_a_workdir_is_pointed_to_the_reward_model_in_it(tiny_run):
-    config = tiny_runs.make_config("rl", {**tiny_run.inputs})
-    config.reward_model.init = str(tiny_run.root)
-    layout = common.sharding.make_layout(config.mesh)
-    with pytest.raises(ValueError, match=r"config\.reward_model\.init is .*/reward_model$"):
-        reward_model.load_scorer(config, tiny_run.root, layout)
-
-
-# --- a whole run ---
-
-
-def test_the_run_learns_and_is_calibrated(tiny_run):
-    folder = tiny_run.root / "reward_model"
-    rows = tiny_runs.metrics(folder)
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == 24 and np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
-    accuracy = [row["pairwise_accuracy"] for row in rows if "pairwise_accuracy" in row]
-    assert len(accuracy) == 3 and accuracy[-1] > accuracy[0]
-    found = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
-    assert found["pairwise_accuracy"] == accuracy[-1]
-    assert len(found["quantiles"]) == 101 and found["quantiles"] == sorted(found["quantiles"])
-    assert -1 <= found["threshold"] <= 1 and found["genuine_mean"] > found["other_mean"]
-    figure = tiny_run.summaries["reward_model"]["figures"][0]
-    assert figure["before"] == accuracy[0] and figure["after"] == accuracy[-1]
-
-
-def test_every_tensor_changed(tiny_run):
-    before, after = (tiny_runs.arrays(tiny_run.root / "reward_model", step) for step in (21, 24))
-    # Positions beyond the longest text and the unused segment embedding have no gradient, but
-    # every tensor as a whole moves.
-    assert [name for name in after if np.array_equal(before[name], after[name])] == []
-
-
-@pytest.fixture(scope="module")
-def scorer(tiny_run) -> Scorer:
-    config = tiny_runs.make_config("rl", tiny_run.inputs)
-    layout = common.sharding.make_layout(config.mesh)
-    return reward_model.load_scorer(config, tiny_run.root, layout)
-
-
-def test_a_score_does_not_depend_on_its_batch(scorer):
-    records = tiny_runs.question_records()
-    questions = [record["question"] for record in records]
-    answers = [record["answers"][0]["text"] for record in records]
-    together = scorer.similarity(questions, answers)
-    assert together.shape == (len(records),) and np.all(np.abs(together) <= 1 + 1e-6)
-    alone = [
-        scorer.similarity([q], [a])[0] for q, a in zip(questions[:3], answers[:3], strict=True)
-    ]
-    np.testing.assert_allclose(alone, together[:3], atol=1e-5)
-    order = np.random.default_rng(0).permutation(len(records))
-    shuffled = scorer.similarity(
-        [questions[i] for i in order] + ["长" * 100], [answers[i] for i in order] + ["短"]
-    )
-    np.testing.assert_allclose(shuffled[:-1], together[order], atol=1e-5)
-    # Its own answer is nearer than another feeling's: the scorer is the trained one.
-    others = scorer.similarity(questions, answers[1:] + answers[:1])
-    assert together.mean() > others.mean()
-    assert np.isfinite(scorer.similarity([""], [""])).all()
-
-
-def test_a_scorer_reads_as_it_was_calibrated(tiny_run, tmp_path, monkeypatch):
-    shutil.copytree(tiny_run.root / "reward_model", tmp_path / "reward_model")
-    config = tiny_runs.make_config("rl", {**tiny_run.inputs, "reward_model.max_tokens": 7})
-    layout = common.sharding.make_layout(config.mesh)
-    lengths = []
-
-    def text_ids(tokenizer, text, max_tokens):
-        lengths.append(max_tokens)
-        return original(tokenizer, text, max_tokens)
-
-    original = reward_model.tokenizers.text_ids
-    monkeypatch.setattr(reward_model.tokenizers, "text_ids", text_ids)
-    reward_model.load_scorer(config, tmp_path, layout).embed(["累"])
-    assert lengths == [128]
-    path = tmp_path / "reward_model" / "calibration.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.pop("max_tokens") == 128
-    path.write_text(json.dumps({**found, "max_tokens": 999}), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"max_tokens of .*calibration\.json is 999.*128 positions"
-    ):
-        reward_model.load_scorer(config, tmp_path, layout)
-    path.write_text(json.dumps(found), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"has no max_tokens; add the config\.reward_model\.max"):
-        reward_model.load_scorer(config, tmp_path, layout)
-
-
-def test_training_reads_no_more_than_the_imported_model_can(tiny_run, tmp_path):
-    values = {
-        "reward_model.init": str(tiny_run.root / "reward_model"),
-        "reward_model.max_tokens": 999,
-    }
-    config = tiny_runs.make_config("reward_model", {**tiny_run.inputs, **values})
-    with pytest.raises(ValueError, match=r"config\.reward_model\.max_tokens is 999.*128 positions"):
-        reward_model.run(config, tmp_path)
-
-
-def test_a_scorer_needs_a_calibrated_run(tiny_run, tmp_path):
-    config = tiny_runs.make_config("rl", tiny_run.inputs)
-    layout = common.sharding.make_layout(config.mesh)
-    with pytest.raises(
-        ValueError, match=r"config\.reward_model\.init is empty.*reward_model first"
-    ):
-        reward_model.load_scorer(config, tmp_path, layout)
-    config.reward_model.init = str(tmp_path)
-    with pytest.raises(ValueError, match=r"no calibration\.json.*config\.reward_model\.init"):
-        reward_model.load_scorer(config, tmp_path, layout)
+    gradient = jax.grad(alone)({"params": params, **head})
+    assert np.abs(gradient["head"]["kernel"]).max(axis=1).min() > 1e-3
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient["params"]["layers"]):
+        if "['k']['bias']" not in jax.tree_util.keystr(path):  # softmax does not see it
+            assert np.abs(leaf).max() > 1e-6, path

@@ -37,7 +37,7 @@ def test_adapters_learn_and_the_base_is_not_returned():
     place = update_steps.layout(1, 1, 1)
     batches = [update_steps.packed_batch(seed) for seed in (0, 1)]
     trained, _, _ = update_steps.run(sft.update_fn, config, place, batches)
-    start = common.module_of(config).init_lora(common.stream(0, "lora"), config)
+    start = {"lora": common.module_of(config).init_lora(common.stream(0, "lora"), config)}
     assert jax.tree.structure(start) == jax.tree.structure(trained)
     # B is zero at first, so A learns from the second step on.
     assert len(update_steps.moved(start, trained)) == len(jax.tree.leaves(start))
@@ -61,20 +61,21 @@ def test_steady_state_traces_and_compiles_once():
 def test_loss_is_the_mean_over_counted_tokens_by_hand():
     config, batch = update_steps.DECODER, update_steps.packed_batch(0, rows=2)
     params = common.module_of(config).init_params(jax.random.key(0), config)
-    total, count = sft.loss_fn(params, {}, batch=update_steps.as_jax(batch), config=config)
+    trainable = {"params": params}
+    total, count = sft.loss_fn(trainable, {}, batch=update_steps.as_jax(batch), config=config)
     assert count == batch["loss_mask"].sum()
     # Uncounted targets and everything in padding make no difference.
     changed = {name: value.copy() for name, value in batch.items()}
     changed["targets"][~batch["loss_mask"]] = 3
     changed["tokens"][batch["segment_ids"] == 0] = 5
-    again, _ = sft.loss_fn(params, {}, batch=update_steps.as_jax(changed), config=config)
+    again, _ = sft.loss_fn(trainable, {}, batch=update_steps.as_jax(changed), config=config)
     assert again == pytest.approx(float(total), rel=1e-6)
     # The first example of a row does not see the second, nor the other way round.
     changed["tokens"][:, 8:] = 7
     first = jnp.asarray(batch["loss_mask"]) & (jnp.arange(16) < 8)
     alone = {**update_steps.as_jax(batch), "loss_mask": first}
     beside = {**update_steps.as_jax(changed), "loss_mask": first}
-    one, other = (sft.loss_fn(params, {}, batch=b, config=config)[0] for b in (alone, beside))
+    one, other = (sft.loss_fn(trainable, {}, batch=b, config=config)[0] for b in (alone, beside))
     assert one == pytest.approx(float(other), rel=1e-6)
 
 
@@ -83,8 +84,9 @@ def test_which_tag_stands_where_one_stands_by_numpy():
     params = common.module_of(config).init_params(jax.random.key(0), config)
     tags = (3, 10, 11, 40)
     arguments = {"batch": batch, "config": config}
-    plain, count = sft.loss_fn(params, {}, **arguments)
-    with_tags, same_count = sft.loss_fn(params, {}, **arguments, tag_ids=tags, tag_weight=0.5)
+    trainable = {"params": params}
+    plain, count = sft.loss_fn(trainable, {}, **arguments)
+    with_tags, same_count = sft.loss_fn(trainable, {}, **arguments, tag_ids=tags, tag_weight=0.5)
     assert count == same_count
     hidden, _ = decoder.hidden_states(
         params,

@@ -36,20 +36,28 @@ def layout(data: int, fsdp: int, tensor: int) -> sharding.Layout:
     return sharding.Layout(mesh, tuple(tuple(rule) for rule in config.rules))
 
 
-def prepare(config: Any, place: sharding.Layout) -> tuple:
-    """(optimizer, state, frozen, shardings) of fresh weights."""
+def prepare(config: Any, place: sharding.Layout, more: dict | None = None) -> tuple:
+    """(optimizer, state, frozen, shardings) of fresh weights and `more` collections."""
     # A large eps: Adam divides by the gradient's size, which would blow up rounding errors.
     section = configs.get_config("tiny").optimizer
     section.update({"learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant", "eps": 1e-3})
     transform = optimizer.make_optimizer(section, 10)
-    model = Model(config, {"params": common.fresh_params(jax.random.key(0), config, place)}, None)
+    params = common.fresh_params(jax.random.key(0), config, place)
+    model = Model(config, {"params": params, **(more or {})}, None)
     return transform, *common.make_state(model, transform, 0, place)
 
 
-def run(update_fn: Any, config: Any, place: sharding.Layout, batches: list, **options: Any):
-    """The trained weights and the metrics after an update per batch, and the jitted update."""
+def run(
+    update_fn: Any,
+    config: Any,
+    place: sharding.Layout,
+    batches: list,
+    more: dict | None = None,
+    **options: Any,
+):
+    """The trained collections and the metrics after an update per batch, and the jitted update."""
     with jax.set_mesh(place.mesh):
-        transform, state, frozen, shardings = prepare(config, place)
+        transform, state, frozen, shardings = prepare(config, place, more)
         update = jax.jit(
             functools.partial(update_fn, config=config, optimizer=transform, **options),
             donate_argnums=0,
@@ -92,8 +100,8 @@ def packed_batch(seed: int, rows: int = 8, length: int = 16) -> dict[str, np.nda
 
 
 def fresh(config: Any, place: sharding.Layout) -> dict:
-    """Fresh weights on the host."""
-    return jax.device_get(common.fresh_params(jax.random.key(0), config, place))
+    """The collection of fresh weights on the host."""
+    return {"params": jax.device_get(common.fresh_params(jax.random.key(0), config, place))}
 
 
 def as_jax(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
