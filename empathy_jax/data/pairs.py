@@ -118,7 +118,8 @@ class Layout:
 class PairStream:
     """An endless stream of (question, good answer) pairs, in an order of its own every epoch.
 
-    Near-duplicate questions are one: what answers the one is no wrong answer to the other. What stands at a place of the stream depends on the records and the seed alone.
+    Near-duplicate questions are one: what answers the one is no wrong answer to the other. What
+    stands at a place of the stream depends on the records and the seed alone.
 
     Raises:
       ValueError: when there are fewer pairs than a batch takes, or no graded ones where needed.
