@@ -66,9 +66,9 @@ def _fields(size: str) -> ConfigDict:
                 "company": 8,  # questions of a batch that are alike; no meaning for random
                 "mine_every": 50,  # updates between choices of alike questions
                 "corrupted": 1,  # spoilt answers that each question gets as negatives
-                # Answers of others are no negatives above the ceiling, nor above the cosine of the
-                # own answer less the margin (below 0: that much above it).
-                "negative_ceiling": 0.95,
+                # Answers of others are no negatives above the ceiling (1: off), nor above the cosine
+                # of the own answer less the margin (below 0: that much above it).
+                "negative_ceiling": 1.0,
                 "negative_margin": -0.1,
                 "rows_per_pass": 0,  # rows of max_tokens with activations at a time; 0: all
                 "pass_rate": 0.5,  # share of held-out answers that pass `pass_rate_threshold`

@@ -87,8 +87,10 @@ def loss_fn(
     own = jnp.arange(questions.shape[0])
     others = batch["groups"][:, None] != batch["document_groups"][None, :]
     scores = jax.lax.stop_gradient(questions @ documents.T)
+    # Fresh weights put all texts close together: a ceiling would leave them nothing to learn from.
+    ceiling = settings.negative_ceiling if settings.negative_ceiling < 1 else None
     doubtful = contrastive.false_negatives(
-        scores, scores[own, own], settings.negative_ceiling, settings.negative_margin, None
+        scores, scores[own, own], ceiling, settings.negative_margin, None
     )
     # A corrupted answer is no good one, however well it scores.
     negatives = others & ~(doubtful & (batch["document_groups"] != pairs.NO_QUESTION)[None, :])

@@ -44,8 +44,7 @@ def _stream(seed=0, batch_size=4, records=RECORDS, **layout):
     return pairs.PairStream(records, batch_size, dataclasses.replace(LAYOUT, **layout), seed)
 
 
-def _batch(stream, step):
-    size = stream.batch_size
+def _batch(stream, step, size=4):
     return stream.batch(step, stream.window((step - 1) * size, size))
 
 

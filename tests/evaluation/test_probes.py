@@ -197,16 +197,12 @@ class _Scorer:
 
 
 def test_a_reward_that_loves_echoes_is_found_out():
-    records = [
-        {"question": QUESTION[x] + tail, "answers": [{"text": GENUINE[x] + tail}]}
-        for x in ("zh", "en")
-        for tail in ("甲", "乙")
-    ]
+    records = [{"question": QUESTION[x], "answers": [{"text": GENUINE[x]}]} for x in ("zh", "en")]
     scorer = _Scorer()
     found = probes.run(records, scorer, "zh", SIZE, seed=0, limit=9)
     assert scorer.calls == 1
     assert found["echo"]["beats"] == 1 and found["empty"]["beats"] == 0
-    assert found["echo"]["questions"] == 4
+    assert found["echo"]["questions"] == 2
     assert probes.warning(found).startswith("This reward prefers an echo of the question")
     table = probes.render(found, colour=True)
     assert table.count("\x1b[31m") >= 2 and "\x1b" not in probes.render(found, colour=False)

@@ -125,8 +125,9 @@ def test_texts_are_prompted_cut_and_packed_as_the_config_says(tiny_run):
     model = reward_model.load(config, layout, [])
     found = reward_model.text_layout(config, model, layout)
     decode = model.tokenizer.decode
-    assert decode(found.tokenize_question("很累")) == "我很累"
-    assert decode(found.tokenize_answer("很累")) == "很累"
+    end = model.tokenizer.eos_token
+    assert decode(found.tokenize_question("很累")) == "我很累" + end
+    assert decode(found.tokenize_answer("很累")) == "很累" + end
     assert len(found.tokenize_question("很累" * 9)) == len(found.tokenize_answer("很累" * 9)) == 6
     # 8 devices and passes of 3 rows; without a head, graded answers are not looked for.
     assert (found.row_multiple, found.corrupted, found.graded_pairs) == (24, 2, 0)
