@@ -55,7 +55,8 @@ def calibrate(
         drawn at random, and to the questions nearest by the model's own cosine;
       - threshold, balanced_accuracy: see `best_threshold`;
       - pass_rate, pass_rate_threshold: see `threshold_at`;
-      - quantiles: of genuine and other cosines, weighed equally, at ranks 0, 0.01, ..., 1;
+      - quantiles: of genuine, other and corrupted cosines, weighed equally, at ranks 0, 0.01, ...,
+        1: the scale reaches from texts that are no answers to those that people gave;
       - reliability: see `reliability`;
       - negatives: for each kind of worse answer, the share of questions where the genuine answer
         scores higher: `random`, `same_topic` (the nearest question's), and each corruption;
@@ -77,7 +78,9 @@ def calibrate(
     negatives = {"random": other, "same_topic": of_nearest[:, :1]} | corrupted_cosines
     return {
         "max_characters": max_characters,
-        **among_all(genuine, other, pass_rate),
+        **among_all(
+            genuine, other, np.concatenate([[], *corrupted_cosines.values()], None), pass_rate
+        ),
         "random": ranks(genuine, at_random),
         "nearest": ranks(genuine, of_nearest),
         "negatives": {
@@ -130,12 +133,15 @@ def corrupt_all(
     }
 
 
-def among_all(genuine: np.ndarray, other: np.ndarray, pass_rate: float) -> dict[str, Any]:
-    """What the cosines of genuine answers [N] and of all others [N, N - 1] say by themselves."""
+def among_all(
+    genuine: np.ndarray, other: np.ndarray, corrupted: np.ndarray, pass_rate: float
+) -> dict[str, Any]:
+    """What the cosines of genuine answers [N], of all others [N, N - 1] and of corrupted ones [C] say
+    by themselves."""
     wins = (genuine[:, None] > other) + 0.5 * (genuine[:, None] == other)
     accuracy, accuracy_error = mean_and_error(wins.mean(axis=1))
     threshold, balanced = best_threshold(genuine, other.ravel())
-    quantiles = mixed_quantiles(genuine, other.ravel())
+    quantiles = mixed_quantiles(genuine, other.ravel(), corrupted)
     return {
         "questions": genuine.size,
         "pairwise_accuracy": accuracy,
@@ -237,9 +243,9 @@ def threshold_at(genuine: np.ndarray, pass_rate: float) -> float:
     return float(np.sort(genuine)[::-1][wanted - 1])
 
 
-def mixed_quantiles(genuine: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Quantiles of the even mixture of two samples, at QUANTILES equally spaced ranks."""
-    values, weights = _even_mixture(genuine, other)
+def mixed_quantiles(*samples: np.ndarray) -> np.ndarray:
+    """Quantiles of the even mixture of samples, empty ones left out, at QUANTILES equal ranks."""
+    values, weights = _even_mixture(*samples)
     order = np.argsort(values, kind="stable")
     values, places = values[order], np.cumsum(weights[order]) - weights[order] / 2
     return np.interp(np.linspace(0, 1, QUANTILES), places, values)
@@ -248,15 +254,15 @@ def mixed_quantiles(genuine: np.ndarray, other: np.ndarray) -> np.ndarray:
 def reliability(genuine: np.ndarray, other: np.ndarray, quantiles: np.ndarray) -> dict[str, Any]:
     """How often an answer is genuine at each height of the quantile-scaled score.
 
-    Genuine and other weigh the same, so the bins of the score, [0, 0.1), ..., [0.9, 1], hold equal
-    mass but for ties. A model that separates has shares near 0 in the low bins and near 1 in the
-    high ones; one that is blind has 0.5 in all.
+    Genuine and other weigh the same; the bins of the score are [0, 0.1), ..., [0.9, 1]. A model that
+    separates has shares near 0 in the low bins and near 1 in the high ones; one that is blind has
+    0.5 in all.
 
     Returns:
       `bins`: for each that is not empty its mean `score`, the share `genuine` and its `mass`; and
       `expected_calibration_error` = Σ mass · |genuine - score|, as in Guo et al. 2017
       (https://arxiv.org/abs/1706.04599), with the score read as a probability. A score is a rank,
-      so this is 0.25 for a blind model, and again for one that separates perfectly.
+      so this is far from 0 for a blind model, and again for one that separates perfectly.
     """
     values, weights = _even_mixture(genuine, other)
     is_genuine = np.arange(values.size) < genuine.size
@@ -334,7 +340,8 @@ def _embed(
     return questions, questions @ vectors[: len(known)].T, cosines
 
 
-def _even_mixture(genuine: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of two samples, genuine ones first, and weights that give each sample one half."""
-    weights = [np.full(sample.size, 0.5 / sample.size) for sample in (genuine, other)]
-    return np.concatenate([genuine, other]), np.concatenate(weights)
+def _even_mixture(*samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of samples, the first one's first, and weights that give each the same share."""
+    known = [sample for sample in samples if sample.size]
+    weights = [np.full(sample.size, 1 / len(known) / sample.size) for sample in known]
+    return np.concatenate(known), np.concatenate(weights)

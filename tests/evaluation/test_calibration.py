@@ -274,3 +274,37 @@ def test_mixed_quantiles_weigh_both_samples_alike():
     # Between the ranks 5/12 and 3/4, at 0.5: 0.4 + 0.6 * (0.5 - 5/12) / (3/4 - 5/12).
     assert found[50] == pytest.approx(0.4 + 0.6 * 0.25)
     assert np.all(np.diff(found) >= 0)
+
+
+def test_the_scale_reaches_down_to_corrupted_answers():
+    # Shares: 1/3 on 1.0; 1/6 each on 0.4, 0.6; 1/3 on 0.0. Middle ranks: 1/6, 5/12, 7/12, 5/6.
+    samples = (np.array([1.0]), np.array([0.6, 0.4]), np.array([0.0]))
+    found = calibration.mixed_quantiles(*samples)
+    np.testing.assert_allclose(found[[0, 16, 84, 100]], [0, 0, 1, 1])
+    assert found[50] == pytest.approx(0.5)
+    without = calibration.mixed_quantiles(*samples[:2], np.zeros(0))
+    np.testing.assert_array_equal(without, calibration.mixed_quantiles(*samples[:2]))
+    assert found[25] < without[25]
+
+
+def test_calibration_scales_by_corrupted_answers_too():
+    records = [_record(i, (f"a{i}" * 30, {})) for i in range(3)]
+    random = np.random.default_rng(0)
+
+    class Scorer:
+        has_head = False
+
+        def embed_questions(self, texts):
+            return np.eye(4)[: len(texts)]
+
+        def embed_answers(self, texts):
+            # Answers are near every question, what is made of them lies off.
+            good = {record["answers"][0]["text"] for record in records}
+            return np.stack(
+                [random.uniform(0.4, 0.6, 4) * (1 if text in good else -1) for text in texts]
+            )
+
+    arguments = {"pass_rate": 0.5, "language": "zh", "max_characters": 60, "seed": 0}
+    with_them = calibration.calibrate(records, Scorer(), **arguments, limit=3)["quantiles"]
+    without = calibration.calibrate(records, Scorer(), **arguments, limit=0)["quantiles"]
+    assert min(with_them) < 0 < min(without)
