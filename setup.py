@@ -15,7 +15,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["empathy_jax", "empathy_jax.*"]),
-    package_data={"empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"]},
+    package_data={
+        "empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"],
+        "empathy_jax.data": ["phrases.yaml"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1",
@@ -38,6 +41,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
         "pyarrow>=20",
         "pyyaml>=6",
+        "rjieba>=0.2",  # words of Chinese text and their kinds
         "safetensors>=0.5",
         "tensorboardX>=2.6",
         "tensorflow>=2.21",
@@ -57,6 +61,7 @@ setup(
             "pytest>=9",
             "pytest-xdist>=3.6",
             "ruff>=0.15",
+            "sentence-transformers>=6",  # the oracle of the contrastive losses and of the export
             "torch==2.13.0",  # the oracle of the model tests; never imported by the package
         ],
     },

@@ -71,6 +71,7 @@ def _fields(size: str) -> ConfigDict:
                 "negative_ceiling": 0.95,
                 "negative_margin": -0.1,
                 "rows_per_pass": 0,  # rows of max_tokens with activations at a time; 0: all
+                "pass_rate": 0.5,  # share of held-out answers that pass `pass_rate_threshold`
                 "eval_questions": 400,  # held-out ones that measure and calibrate; 0: all
                 # The shape of fresh weights, ignored when `init` is given.
                 "architecture": "encoder",  # encoder (BERT) | decoder (Qwen3)
@@ -202,9 +203,12 @@ def _fields(size: str) -> ConfigDict:
                 "kl_estimator": "k3",  # k2 | k3, in the loss, to the initial policy
                 "aggregation": "sequence_mean",  # sequence_mean | token_mean | constant_length
                 "answer_reward": "continuous",  # continuous | binary (the paper's)
+                "threshold": "balanced",  # of binary: balanced (accuracy) | pass_rate, as calibrated
                 "format_weight": 1.0,
                 "answer_weight": 1.0,
-                "echo_weight": 0.5,
+                "echo_weight": 0.5,  # charged for copying the question
+                "template_weight": 0.5,  # charged for words that answer other questions too
+                "quality_weight": 0.0,  # of the reward model's head; 0: off
                 "rollout_examples": 2,  # whole rollouts written to rollouts.jsonl per step
                 "eval_questions": 16,  # held-out questions, before and after
                 "eval_samples": 4,  # completions of each

@@ -20,6 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from empathy_jax.corpus.duplicates import near_duplicate_groups
 from empathy_jax.data import corruptions, pipeline
 
 SEGMENTS = 16  # texts in a row at most
@@ -117,7 +118,8 @@ class Layout:
 class PairStream:
     """An endless stream of (question, good answer) pairs, in an order of its own every epoch.
 
-    What stands at a place of the stream depends on the records and the seed alone.
+    Near-duplicate questions are one: what answers the one is no wrong answer to the other. What
+    stands at a place of the stream depends on the records and the seed alone.
 
     Raises:
       ValueError: when there are fewer pairs than a batch takes, or no graded ones where needed.
@@ -127,7 +129,7 @@ class PairStream:
         self, records: Sequence[dict[str, Any]], batch_size: int, layout: Layout, seed: int
     ):
         self._records, self._layout, self._seed = records, layout, seed
-        self.batch_size = batch_size
+        self._groups = near_duplicate_groups([record["question"] for record in records])
         self._pairs = [
             (number, text) for number, record in enumerate(records) for text in positives(record)
         ]
@@ -164,8 +166,8 @@ class PairStream:
         return self._pairs[pair][1]
 
     def group(self, pair: int) -> int:
-        """The number of a pair's question."""
-        return self._pairs[pair][0]
+        """The number of a pair's question; the same for questions that hardly differ."""
+        return int(self._groups[self._pairs[pair][0]])
 
     def topic(self, pair: int) -> str | None:
         """The topic of a pair's question, None where it has none."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tokenizers
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from empathy_jax import chain_of_empathy
 
@@ -216,6 +216,21 @@ def text_ids(
     return tokenizer(text, truncation=True, max_length=max_tokens, split_special_tokens=True)[
         "input_ids"
     ]
+
+
+def end_texts(tokenizer: transformers.PreTrainedTokenizerFast) -> None:
+    """Makes a tokenizer that adds nothing to a text add its end token, from now on.
+
+    The last token of a text is where a decoder has read all of it: without an end it would be any
+    word, and an empty text would have none.
+    """
+    if not tokenizer("")["input_ids"]:
+        end = tokenizer.eos_token
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}",
+            pair=f"$A {end} $B {end}",
+            special_tokens=[(end, tokenizer.eos_token_id)],
+        )
 
 
 def decode(tokenizer: transformers.PreTrainedTokenizerFast, ids: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 from empathy_jax import chain_of_empathy
+from empathy_jax.evaluation import probes
 
 SHOWN_CASES = 10
 
@@ -48,6 +49,10 @@ MEASURES: Mapping[str, Measure] = {
     ),
 }
 
+_REWARD_TITLES = {
+    "cosine": "The reward model alone: cosine of question and answer",
+    "reward": "The whole reward of an answer: what RL pays, without the format's part",
+}
 _LAYER_NAMES = {
     "L1": "emotions and context",
     "L2": "causes and beliefs",
@@ -68,7 +73,8 @@ def render(scores: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str
     Args:
       scores: what `scores.json` holds: model, questions, completions, `measures` (key of MEASURES
         to value, error, questions, floor, floor_error; None where there is no value) and `chain`
-        (valid, rules, layers).
+        (valid, rules, layers); and `probes`, a reward's name to what `probes.compare` gives, empty
+        where no reward was probed.
       cases: rows of `generations.jsonl`, each with `reference` (a text or None) and `measures` (key
         to number or None) besides.
     """
@@ -100,10 +106,35 @@ def render(scores: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str
     return environment.from_string(_PAGE).render(
         scores=scores,
         table=table,
+        probed=_probe_tables(scores["probes"]),
+        max_beats=f"{100 * probes.MAX_BEATS:g} %",
         cases=shown,
         layer_names=_LAYER_NAMES,
         rules=chain_of_empathy.RULES,
     )
+
+
+def _probe_tables(probed: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each reward its title, its warning (a sentence or None), and a row for each probe."""
+    return [
+        {
+            "title": _REWARD_TITLES[reward],
+            "warning": probes.warning(found),
+            "rows": [
+                {
+                    "name": name.replace("_", " "),
+                    "meaning": probes.PROBES[name].meaning,
+                    "beats": f"{100 * entry['beats']:.1f} ± {100 * entry['error']:.1f} %",
+                    "ties": f"{100 * entry['ties']:.1f} %",
+                    "gain": f"{entry['mean_gain']:+.3f}",
+                    "questions": entry["questions"],
+                    "fails": probes.fails(name, entry["beats"]),
+                }
+                for name, entry in found.items()
+            ],
+        }
+        for reward, found in probed.items()
+    ]
 
 
 def _number(name: str, value: float | None, error: float | None = None) -> str:
@@ -189,6 +220,28 @@ answer gets that has nothing to do with the question.</p>
 <tr><td>{{ layer }}<small>{{ layer_names[layer] }}</small></td><td class="n">{{ count }}</td></tr>
 {% endfor %}
 </table></div>
+
+{% if probed %}
+<h2>Can the reward be cheated?</h2>
+<p>Each text below was scored in place of what a person answered to the same test question. A reward
+that puts one of them above the person in more than {{ max_beats }} of the questions pays for
+cheating, and its row is marked. Only the answer to a similar question may win: it can suit a
+question well.</p>
+{% for reward in probed %}
+<h3>{{ reward.title }}</h3>
+{% if reward.warning %}<p class="bad"><strong>{{ reward.warning }}</strong></p>{% endif %}
+<div class="scroll"><table>
+<tr><th>scored instead of the human answer</th><th class="n">beats it</th><th class="n">equal</th>
+<th class="n">mean gain</th><th class="n">questions</th></tr>
+{% for row in reward.rows %}
+<tr{% if row.fails %} class="bad"{% endif %}><td>{{ row.name }}{% if row.fails %}
+ (over {{ max_beats }}){% endif %}<small>{{ row.meaning }}</small></td>
+<td class="n">{{ row.beats }}</td><td class="n">{{ row.ties }}</td>
+<td class="n">{{ row.gain }}</td><td class="n">{{ row.questions }}</td></tr>
+{% endfor %}
+</table></div>
+{% endfor %}
+{% endif %}
 
 <h2>{{ cases | length }} cases drawn at random</h2>
 {% for case in cases %}

@@ -48,6 +48,8 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _DERIVED_BUFFER = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+# Of the folders in a model only those of sentence-transformers' modules, 1_Pooling and the like.
+_HUB_OTHER_FOLDERS = "[!0-9]*/*"
 
 
 class CheckpointError(ValueError):
@@ -98,7 +100,9 @@ def resolve(name_or_path: str | os.PathLike, field: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        local = snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"])
+        local = snapshot_download(
+            name, allow_patterns=list(_HUB_FILES), ignore_patterns=[_HUB_OTHER_FOLDERS]
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -130,9 +134,13 @@ def read_config(path: str | os.PathLike) -> DecoderConfig | EncoderConfig:
             pooler=f"{prefix}pooler.dense.weight" in names,
             stores_position_ids=prefix + POSITION_IDS in names,
         )
+    bare = "embed_tokens.weight" in names
+    if bare and TIED_HEAD not in names:
+        # An embedding model's decoder predicts nothing, so its untied head was left out.
+        config = dataclasses.replace(config, tie_embeddings=True)
     return dataclasses.replace(
         config,
-        name_prefix="" if "embed_tokens.weight" in names else "model.",
+        name_prefix="" if bare else "model.",
         stores_tied_head=config.tie_embeddings and TIED_HEAD in names,
     )
 

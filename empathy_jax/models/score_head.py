@@ -6,14 +6,25 @@ coordinates are of size 1. With unit vectors a head would need weights of size â
 there at the learning rate of an encoder.
 """
 
+from pathlib import Path
+
 import jax.numpy as jnp
+from safetensors.numpy import load_file
 
 from empathy_jax.types import Array, Float, Float32, Params
+
+FILE = "score_head.safetensors"  # beside the weights of an exported reward model
 
 
 def init_params(width: int) -> dict:
     """A head that gives every answer the same grade, 0: {"kernel": float32 [2, D]}."""
     return {"kernel": jnp.zeros((2, width), jnp.float32)}
+
+
+def read(folder: Path) -> dict | None:
+    """The head beside the weights of an exported reward model, as numpy; None without one."""
+    file = folder / FILE
+    return load_file(file) if file.is_file() else None
 
 
 def grade(

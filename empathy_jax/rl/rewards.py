@@ -6,6 +6,8 @@ The paper's reward (Empathy-R1, https://arxiv.org/abs/2509.14851) is `format_rew
     such groups is p^G + (1 - p)^G. `quantile_scaled` grades instead of passing.
   - Similarity of question and answer is largest for an answer that repeats the question.
     `echo_overlap` measures that and `echo_penalty` charges for it.
+  - A kind letter that fits every question is a local optimum of any learnt reward. `template_overlap`
+    sees it, because the same words answer different questions, and `template_penalty` charges for it.
   - A policy can collect the format's reward with nothing behind it, or the answer's reward with no
     chain. A valid verdict requires every layer and the answer to hold text, and `gated` pays for
     an answer only behind a valid chain.
@@ -13,13 +15,16 @@ Arrays may have any shape, commonly [Q, G]: Q questions with G completions each.
 """
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from empathy_jax.chain_of_empathy import Verdict
-from empathy_jax.overlap import ngram_overlap
+from empathy_jax.overlap import ngram_overlap, ngrams
+
+# Characters of an n-gram that people seldom share by chance, by language: see `template_penalty`.
+TEMPLATE_NGRAM: Mapping[str, int] = {"zh": 8, "en": 24}
 
 
 def format_reward(verdict: Verdict) -> float:
@@ -87,7 +92,43 @@ def echo_penalty(overlap: npt.ArrayLike, free: float = 0.2) -> np.ndarray:
     An answer that takes up the person's own words is good counselling; one made of them is not.
     Give it a negative weight in `total`.
     """
-    return np.clip((np.asarray(overlap) - free) / (1.0 - free), 0.0, 1.0).astype(np.float32)
+    return _above(overlap, free)
+
+
+def template_overlap(questions: Sequence[str], answers: Sequence[str], n: int) -> np.ndarray:
+    """Share of each answer's character n-grams that also answer another question of the batch.
+
+    White space, letter case and full-width forms make no difference. Answers to the same question
+    may be alike: they are samples of one policy.
+
+    Args:
+      questions: N texts; equal texts are one question.
+      answers: N texts.
+      n: characters per n-gram, see TEMPLATE_NGRAM; a shorter answer is compared as a whole.
+
+    Returns:
+      float32 [N] in [0, 1]; 0 for an empty answer.
+    """
+    pairs = [(q, ngrams(_comparable(a), n)) for q, a in zip(questions, answers, strict=True)]
+    asked: dict[str, set[str]] = {}
+    for question, grams in pairs:
+        for gram in grams:
+            asked.setdefault(gram, set()).add(question)
+    # The answer's own question is among those of each n-gram.
+    known = [sum(len(asked[gram]) > 1 for gram in grams) for _, grams in pairs]
+    sizes = [max(len(grams), 1) for _, grams in pairs]
+    return np.divide(known, sizes, dtype=np.float32)
+
+
+def template_penalty(overlap: npt.ArrayLike, free: float = 0.2) -> np.ndarray:
+    """0 up to an overlap of `free`, then growing linearly to 1 at full overlap.
+
+    What people write shares little: of the counsellors' answers to 35,176 questions of SmileChat,
+    99 % overlap by at most 0.04 in batches of 16 questions, 0.11 in batches of 128 and 0.19 in
+    batches of 512 (n = 8); of the answers to 824 questions of CounselChat, by at most 0.03 in
+    batches of 128 (n = 24). Give it a negative weight in `total`.
+    """
+    return _above(overlap, free)
 
 
 def total(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
@@ -112,6 +153,10 @@ def total(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
     return sum(
         np.float32(weights[name]) * np.asarray(terms[name], np.float32) for name in sorted(terms)
     )
+
+
+def _above(share: npt.ArrayLike, free: float) -> np.ndarray:
+    return np.asarray(np.clip((np.asarray(share) - free) / (1.0 - free), 0.0, 1.0), np.float32)
 
 
 def _comparable(text: str) -> str:

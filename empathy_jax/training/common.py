@@ -18,7 +18,14 @@ from transformers import PreTrainedTokenizerFast
 
 from empathy_jax import chain_of_empathy, checkpoint, files, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder, encoder, hf, lora, score_head
+from empathy_jax.models import (
+    decoder,
+    encoder,
+    hf,
+    lora,
+    score_head,
+    sentence_transformers_format,
+)
 from empathy_jax.models.pooling import Embedding
 from empathy_jax.models.rope import RopeScaling
 from empathy_jax.sharding import Layout
@@ -126,8 +133,9 @@ def load_model(
     if is_run(path):
         model, own_tokenizer = _load_run(path, layout), path / "tokenizer"
     else:
-        own_tokenizer = find_hugging_face(init, field)
-        model = _load_hugging_face(own_tokenizer, init, section.param_dtype, field, layout)
+        found = find_hugging_face(init, field)
+        own_tokenizer = sentence_transformers_format.transformer_folder(found)
+        model = _load_hugging_face(found, init, section.param_dtype, field, layout)
     if language is not None and model.module is not decoder:
         raise ValueError(
             f"{field} is {init!r}, an encoder ({type(model.config).__name__}); a policy is a "
@@ -140,7 +148,7 @@ def load_model(
         )
     # A run's weights come in the dtype they were trained in.
     variables = jax.tree.map(lambda leaf: leaf.astype(config.param_dtype), model.variables)
-    source = section.tokenizer or (str(path / "tokenizer") if is_run(path) else init)
+    source = section.tokenizer or str(own_tokenizer)
     if language is None:
         tokenizer = tokenizers.load_plain(source, config.vocab_size)
     else:
@@ -204,15 +212,21 @@ def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encode
     )
 
 
-def _load_hugging_face(folder: Path, init: str, dtype: str, field: str, layout: Layout) -> Model:
+def _load_hugging_face(found: Path, init: str, dtype: str, field: str, layout: Layout) -> Model:
     try:
+        embedding = sentence_transformers_format.read(found)
+        folder = sentence_transformers_format.transformer_folder(found)
         config = hf.read_config(folder)
     except ValueError as error:
         raise ValueError(f"{field} is {init!r}: {error}") from error
     params = hf.load_params(folder, config, dtype)
     shardings = sharding.param_shardings(params, module_of(config).param_table(config), layout)
+    variables = {"params": jax.device_put(params, shardings)}
+    if embedding is not None and (head := score_head.read(folder)) is not None:
+        variables["head"] = jax.device_put(head, sharding.replicated(layout.mesh))
+        embedding = dataclasses.replace(embedding, has_head=True)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Model(config, {"params": jax.device_put(params, shardings)}, None, hf_config)
+    return Model(config, variables, None, hf_config, embedding)
 
 
 def load_policy(

@@ -3,6 +3,9 @@
 The floor takes what people answered to a different question and scores it in the same way: a fluent
 human text that has nothing to do with the question. A measure says something about the model only
 where it stands off that floor.
+
+The reward itself is put to the test as well, with every way to cheat of `evaluation/probes.py`: the
+reward model's cosine alone, and the reward of an answer as the phase rl would compose it.
 """
 
 import functools
@@ -19,10 +22,11 @@ from ml_collections import ConfigDict
 
 from empathy_jax import chain_of_empathy, files, resources, sharding
 from empathy_jax.data import examples as examples_lib
-from empathy_jax.evaluation import report, text_metrics
+from empathy_jax.data import pairs
+from empathy_jax.evaluation import probes, report, text_metrics
 from empathy_jax.metric_writer import Progress
 from empathy_jax.rl import rewards
-from empathy_jax.training import common, completions, inputs
+from empathy_jax.training import common, completions, inputs, rollouts
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.scorer import Scorer, load_scorer
 
@@ -47,7 +51,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         scorer = load_scorer(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, sigterm)
-        measures, per_row = score(rows, questions, scorer, config.seed)
+        measures, per_row = score(rows, questions, scorer, config)
+        probed = probe(questions, scorer, config) if scorer is not None else {}
 
     scores = {
         "model": init,
@@ -55,6 +60,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         "completions": len(rows),
         "chain": count_chains(rows),
         "measures": measures,
+        "probes": probed,
     }
     files.write_json(folder / "scores.json", scores)
     references = {record["id"]: _best_reference(record) for record in questions}
@@ -141,7 +147,7 @@ def score(
     rows: Sequence[dict],
     questions: Sequence[dict],
     scorer: Scorer | None,
-    seed: int,
+    config: ConfigDict,
 ) -> tuple[dict[str, dict], list[dict[str, float | None]]]:
     """Measures of all rows beside their floor, and the measures of each row.
 
@@ -149,7 +155,7 @@ def score(
       rows: of `generate`.
       questions: question records, each with rows.
       scorer: the reward model; None leaves its measures out.
-      seed: decides which question's answers another question is given for the floor.
+      config: its seed decides which question's answers another question is given for the floor.
 
     Returns:
       Name to {"value", "error", "questions", "floor", "floor_error"}, means over questions with
@@ -167,10 +173,10 @@ def score(
     # The answers of valid rows and those of the floor are measured together, in one batch.
     valid = [index for index, row in enumerate(rows) if row["rule"] is None]
     answers = [rows[index]["answer"] for index in valid]
-    floor_owners, floor_answers = floor(questions, seed)
+    floor_owners, floor_answers = floor(questions, config.seed)
     everyone = np.concatenate([owners[valid], floor_owners]).astype(np.int64)
     texts = [*answers, *floor_answers]
-    found = _measure_answers(questions, everyone, texts, scorer)
+    found = _measure_answers(questions, everyone, texts, scorer, config)
     for name, values in found.items():
         model_values, floor_values = values[: len(valid)], values[len(valid) :]
         table[name] = _entry(model_values, owners[valid], floor_values, floor_owners)
@@ -209,6 +215,39 @@ def floor(questions: Sequence[dict], seed: int) -> tuple[np.ndarray, list[str]]:
     return np.array([index for index, _ in given]), [text for _, text in given]
 
 
+def probe(questions: Sequence[dict], scorer: Scorer, config: ConfigDict) -> dict[str, dict]:
+    """How often each way to cheat beats the human answer of the test questions.
+
+    Each probe is a batch of its own for the whole reward, as if the policy had learnt to answer
+    every question so: only then does the charge for templates see what it is there for. (An answer
+    that is the nearest one of several questions counts as a template there, too.)
+
+    Returns:
+      `cosine` and `reward` to what `probes.compare` gives; nothing when fewer than two questions
+      have different good answers.
+    """
+    if len({pairs.positives(record)[0] for record in questions if pairs.positives(record)}) < 2:
+        return {}
+    cases = probes.make_cases(
+        questions,
+        scorer.embed_questions,
+        config.data.language,
+        scorer.calibration["max_characters"],
+        config.seed,
+        probes.QUESTIONS,
+    )
+    made = probes.texts(cases)
+    cosines = probes.score(cases, made, scorer.similarity)
+    asked = [case.question for case in cases]
+    whole = {
+        name: rollouts.combine_answer(
+            rollouts.answer_terms(asked, made[name], similarity, scorer, config), config
+        )
+        for name, similarity in cosines.items()
+    }
+    return {"cosine": probes.compare(cosines), "reward": probes.compare(whole)}
+
+
 def count_chains(rows: Sequence[dict]) -> dict[str, Any]:
     """How many rows are valid chains, break each rule first, and have each layer whole."""
     rules = Counter(row["rule"] for row in rows if row["rule"] is not None)
@@ -226,13 +265,14 @@ def _measure_answers(
     owners: np.ndarray,
     texts: list[str],
     scorer: Scorer | None,
+    config: ConfigDict,
 ) -> dict[str, np.ndarray]:
     asked = [questions[index]["question"] for index in owners]
     references = [[a["text"] for a in questions[index]["answers"]] for index in owners]
     found = text_metrics.score_answers(asked, texts, references)
     if scorer is not None and texts:
         similarity = scorer.similarity(asked, texts)
-        passes = rewards.binary_answer(similarity, scorer.calibration["threshold"])
+        passes = rewards.binary_answer(similarity, rollouts.threshold(scorer.calibration, config))
         found |= {"similarity": similarity, "similarity_passes": passes}
     return found
 

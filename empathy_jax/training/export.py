@@ -1,19 +1,25 @@
 """The phase `export`: a model as a Hugging Face directory that transformers and servers load.
 
-An import without training goes through untouched: same tensor names, same bytes. What is written is
-whole or absent: everything goes to a sibling folder that is renamed at the end.
+A reward model is a directory of sentence-transformers as well. An import without training goes
+through untouched: same tensor names, same bytes. What is written is whole or absent: everything goes
+to a sibling folder that is renamed at the end.
 """
 
+import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from empathy_jax import files, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder, hf
+from empathy_jax.models import decoder, hf, score_head, sentence_transformers_format
 from empathy_jax.training import common, model_card
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.common import Model
@@ -22,7 +28,8 @@ DTYPES = ("", "float32", "bfloat16", "float16")
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """Writes `hf/`: weights, config, tokenizer with our chat template, generation config, card."""
+    """Writes `hf/`: weights, config, tokenizer, card; of a policy also chat template and generation
+    config, of a reward model also prompts, pooling and calibration."""
     began = time.monotonic()
     if config.export.dtype not in DTYPES:
         raise ValueError(
@@ -36,10 +43,13 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     model = load(init, config)
     directory = folder / "hf"
     card = model_card.render(init, model, config)
-    write(directory, model, card, config.export.dtype, config.export.max_shard_bytes)
+    texts = {"README.md": card}
+    if (scale := Path(init) / "calibration.json").exists():
+        texts[scale.name] = scale.read_text(encoding="utf-8")
+    write(directory, model, texts, config.export.dtype, config.export.max_shard_bytes)
 
     lines = usage(str(directory), model)
-    print(f"[export] {directory}; in transformers:", *lines, sep="\n  ", flush=True)
+    print(f"[export] {directory}; to load it:", *lines, sep="\n  ", flush=True)
     sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
     figures = [
         {"name": name, "before": None, "after": value}
@@ -70,10 +80,12 @@ def load(init: str, config: ConfigDict) -> Model:
         layout = sharding.make_layout(config.mesh)
         return common.load_model(init, config.model, "config.model.init", language, layout)
     # Not through `load_model`, which casts all tensors to one dtype.
-    folder = common.find_hugging_face(init, "config.model.init")
+    found = common.find_hugging_face(init, "config.model.init")
+    embedding = sentence_transformers_format.read(found)
+    folder = sentence_transformers_format.transformer_folder(found)
     architecture = hf.read_config(folder)
     source = config.model.tokenizer or str(folder)
-    if common.module_of(architecture) is decoder:
+    if common.module_of(architecture) is decoder and embedding is None:
         tokenizer = tokenizers.load(source, language, architecture.vocab_size)
     else:
         tokenizer = tokenizers.load_plain(source, architecture.vocab_size)
@@ -81,16 +93,22 @@ def load(init: str, config: ConfigDict) -> Model:
         tokenizers.check_same_ids(tokenizer, folder, "config.model.tokenizer", "config.model.init")
     params = hf.load_params(folder, architecture)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Model(architecture, {"params": params}, tokenizer, hf_config)
+    variables = {"params": params}
+    if embedding is not None and (head := score_head.read(folder)) is not None:
+        variables["head"] = head
+        embedding = dataclasses.replace(embedding, has_head=True)
+    return Model(architecture, variables, tokenizer, hf_config, embedding)
 
 
-def write(directory: Path, model: Model, card: str, dtype: str, max_shard_bytes: int) -> None:
+def write(
+    directory: Path, model: Model, texts: Mapping[str, str], dtype: str, max_shard_bytes: int
+) -> None:
     """Write the whole directory, or nothing.
 
     Args:
       directory: where; what a killed run has left beside it is removed.
       model: with adapters merged.
-      card: text of README.md.
+      texts: name to content of the files that go with it, such as README.md.
       dtype: of the written weights; empty: as they are.
       max_shard_bytes: size above which the weights are spread over several files.
 
@@ -99,6 +117,7 @@ def write(directory: Path, model: Model, card: str, dtype: str, max_shard_bytes:
     """
     for stale in directory.parent.glob(f".{directory.name}.*"):
         shutil.rmtree(stale)
+    model = _without_output_head(model)
     params, tokenizer = model.variables["params"], model.tokenizer
     files.require_space(directory.parent, pytree.tree_bytes(params))
     # Generation stops at the end of the turn, whatever the base model stopped at.
@@ -118,11 +137,39 @@ def write(directory: Path, model: Model, card: str, dtype: str, max_shard_bytes:
             generation_config={name: id_ for name, id_ in tokens.items() if id_ is not None},
         )
         tokenizers.save(tokenizer, folder)
-        files.write_text(folder / "README.md", card)
+        if model.embedding is not None:
+            sentence_transformers_format.write(folder, model.embedding, model.config)
+        if "head" in model.variables:
+            head = jax.device_get(model.variables["head"])
+            save_file(
+                {name: np.asarray(leaf) for name, leaf in head.items()}, folder / score_head.FILE
+            )
+        for name, text in texts.items():
+            files.write_text(folder / name, text)
+
+
+def _without_output_head(model: Model) -> Model:
+    """A reward model without the head of its decoder that predicts tokens; others as they are.
+
+    No vector is made with it, and the programs that make vectors have no place for it.
+    """
+    if model.embedding is None or model.module is not decoder:
+        return model
+    params = {name: tree for name, tree in model.variables["params"].items() if name != "head"}
+    hf_config = model.hf_config and {**model.hf_config, "tie_word_embeddings": True}
+    return dataclasses.replace(
+        model,
+        config=dataclasses.replace(model.config, tie_embeddings=True, stores_tied_head=False),
+        variables={**model.variables, "params": params},
+        hf_config=hf_config,
+    )
 
 
 def usage(directory: str, model: Model) -> list[str]:
-    """Two lines of Python that load an exported directory in transformers."""
+    """Two lines of Python that load an exported directory, with the library it is made for."""
+    if model.embedding is not None:
+        load = f"model = SentenceTransformer({directory!r})"
+        return ["from sentence_transformers import SentenceTransformer", load]
     name = "AutoModelForCausalLM" if model_card.is_policy(model) else "AutoModel"
     load = ", ".join(f"{kind}.from_pretrained({directory!r})" for kind in (name, "AutoTokenizer"))
     return [f"from transformers import {name}, AutoTokenizer", f"model, tokenizer = {load}"]

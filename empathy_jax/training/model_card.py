@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from empathy_jax import chain_of_empathy, pytree
 from empathy_jax.models import decoder
-from empathy_jax.training import common
+from empathy_jax.training import common, reward_card
 from empathy_jax.training.common import Model
 
 _STAGES = {
@@ -32,14 +32,17 @@ def render(init: str, model: Model, config: ConfigDict) -> str:
       config: of the phase `export`.
     """
     stages, base = lineage(init)
-    policy = is_policy(model)
+    policy, embedding = is_policy(model), model.embedding
+    scale = Path(init) / "calibration.json"
+    calibrated = _read(scale) if scale.exists() else None
     parts = [
-        _head(base, policy, config),
+        _head(base, model, config),
         f"# {'Counselling model' if policy else 'Reward model for counselling answers'}",
         _what(model, policy),
         "## Origin\n\n" + "\n".join(_origin(stages, base)),
         "## Measured\n\n" + _figures(stages, init),
         _format(config) if policy else "",
+        reward_card.render(embedding, calibrated) if embedding else "",
         _use(policy),
         "## Licence\n\n" + _licence(base),
     ]
@@ -69,10 +72,13 @@ def lineage(init: str) -> tuple[list[Path], str]:
     return [*before, folder], base
 
 
-def _head(base: str, policy: bool, config: ConfigDict) -> str:
+def _head(base: str, model: Model, config: ConfigDict) -> str:
+    library, task = "transformers", "text-generation" if is_policy(model) else "feature-extraction"
+    if model.embedding:
+        library, task = "sentence-transformers", "sentence-similarity"
     fields: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation" if policy else "feature-extraction",
+        "library_name": library,
+        "pipeline_tag": task,
         "language": [config.data.language],
         "license": "other",
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from empathy_jax import chain_of_empathy, files
+from empathy_jax.evaluation import probes
 
 _HEADER = ("phase", "what is measured", "before", "after", "seconds")
 # Bidirectional classes of the characters that reorder the text after them.
@@ -29,12 +30,12 @@ def show(workdir: Path, summaries: Mapping[str, dict]) -> dict:
     if result.get("phases") != summaries:
         result = collect(summaries)
         files.write_json(path, result)
-    parts = [_table(summaries)]
+    parts = [_table(summaries), *(t for phase in summaries for t in probe_tables(workdir / phase))]
     if "evaluate" in summaries:
         parts.append(_example(workdir / "evaluate" / "generations.jsonl"))
     if "export" in summaries:
         lines = "\n".join(f"  {line}" for line in summaries["export"]["usage"])
-        parts.append(f"exported to {summaries['export']['directory']}; in transformers:\n{lines}")
+        parts.append(f"exported to {summaries['export']['directory']}; to load it:\n{lines}")
     parts.append(_used(result))
     print("\n" + "\n\n".join(parts), flush=True)
     return result
@@ -43,7 +44,8 @@ def show(workdir: Path, summaries: Mapping[str, dict]) -> dict:
 def show_phase(folder: Path, summaries: Mapping[str, dict]) -> None:
     """Print what one phase came to, and the folder that holds it."""
     (summary,) = summaries.values()
-    print(f"\n{_table(summaries)}\n{_used(summary)}: {folder}", flush=True)
+    end = f"{_used(summary)}: {folder}"
+    print("\n" + "\n\n".join([*probe_tables(folder), f"{_table(summaries)}\n{end}"]), flush=True)
 
 
 def collect(summaries: Mapping[str, dict]) -> dict:
@@ -113,6 +115,23 @@ def _table(summaries: Mapping[str, dict]) -> str:
     if "evaluate" in summaries:
         table += "\nevaluate: before is the floor, the references of a different question"
     return table
+
+
+def probe_tables(folder: Path) -> list[str]:
+    """How the rewards that a phase has put to the test stood up to cheating, each as a table.
+
+    Args:
+      folder: of the phase: reward_model's calibration.json holds `probes` of the cosine,
+        evaluate's scores.json those of the cosine and of the whole reward.
+    """
+    tables = []
+    for name in ("calibration.json", "scores.json"):
+        if (path := folder / name).exists():
+            found = json.loads(path.read_text(encoding="utf-8")).get("probes") or {}
+            for reward, entries in found.items():
+                title = f"{folder.name}: how often cheating beats a human answer under the {reward}"
+                tables.append(f"{title}\n{probes.render(entries, probes.wants_colour())}")
+    return tables
 
 
 def _used(used: Mapping) -> str:

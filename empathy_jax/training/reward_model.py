@@ -29,7 +29,7 @@ from empathy_jax import contrastive, files, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import arrangement, pairs
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.evaluation import calibration
+from empathy_jax.evaluation import calibration, probes
 from empathy_jax.metric_writer import Recorder
 from empathy_jax.models import decoder, encoder, score_head
 from empathy_jax.models.pooling import Embedding, check_kind
@@ -199,7 +199,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         workdirs.watch_sigterm() as sigterm,
     ):
         if start == 0:
-            recorder.write(0, headline(calibration.calibrate(held_out, score_with(state))))
+            recorder.write(0, headline(calibrate(config, held_out, score_with(state), 0)))
         batches: list[list[int]] = []
         for step in range(start + 1, config.steps + 1):
             place = (step - 1) % section.mine_every
@@ -210,11 +210,15 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             recorder.push(step, metrics)
             last = step == config.steps
             if last or step % config.log.validate_every == 0:
-                found = calibration.calibrate(held_out, score_with(state))
-                recorder.write(step, headline(found))
+                limit = probes.QUESTIONS if last else 0
+                found = calibrate(config, held_out, score_with(state), limit)
+                measured = headline(found)
+                recorder.write(step, measured)
                 recorder.say(
                     f"[reward_model] step {step}: pairwise accuracy "
-                    f"{found['pairwise_accuracy']:.3f}, recall@1 {found['recall_at_1']:.3f}"
+                    f"{measured['pairwise_accuracy']:.3f}, recall@1 "
+                    f"{measured['random_recall']:.3f} (random), "
+                    f"{measured['nearest_recall']:.3f} (nearest)"
                 )
             if last:
                 files.write_json(folder / "calibration.json", found)
@@ -227,15 +231,33 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     figures = [
         workdirs.figure(folder, "pairwise accuracy (chance 0.5)", "pairwise_accuracy"),
-        workdirs.figure(folder, "recall@1 among held-out answers", "recall_at_1"),
+        workdirs.figure(folder, "recall@1 among answers at random", "random_recall"),
+        workdirs.figure(folder, "recall@1 among nearest questions'", "nearest_recall"),
     ]
     return workdirs.finish(folder, "reward_model", began, figures)
 
 
+def calibrate(config: ConfigDict, records: list[dict], scorer: Scorer, limit: int) -> dict:
+    """What goes to calibration.json: ranks, thresholds, quantiles; corruptions and probes of `limit`
+    questions, none where that is 0."""
+    language = config.data.language
+    visible = probes.visible_characters(scorer.max_tokens, language)
+    found = calibration.calibrate(
+        records, scorer, config.reward_model.pass_rate, language, visible, config.seed, limit
+    )
+    if limit:
+        cosine = probes.run(records, scorer, language, visible, config.seed, limit)
+        found["probes"] = {"cosine": cosine}
+    return found
+
+
 def headline(found: dict) -> dict[str, float]:
     """What of a calibration is followed during training."""
-    names = ("pairwise_accuracy", "pairwise_accuracy_error", "recall_at_1")
-    return {name: found[name] for name in names}
+    measured = {name: found[name] for name in ("pairwise_accuracy", "pairwise_accuracy_error")}
+    for name in ("random", "nearest"):
+        measured[f"{name}_recall"] = found[name]["recall_at_1"]
+        measured[f"{name}_recall_error"] = found[name]["recall_at_1_error"]
+    return measured
 
 
 def arranged(
@@ -243,8 +265,11 @@ def arranged(
 ) -> list[list[int]]:
     """The pairs of each of the `mine_every` batches from step `first` on.
 
-    They are the next of the stream, put together by `config.reward_model.in_batch`. What a model has
-    chosen is kept in `batches/`: a resumed run has no longer the model that chose.
+    They are the next of the stream, put together by `config.reward_model.in_batch`; "mined" means
+    that the model as it is now takes the questions for alike, so that their answers are the hardest
+    to tell apart. (Answers are many times longer than questions: to embed those too would cost a
+    fifth of the training.) What a model has chosen is kept in `batches/`: a resumed run no longer has
+    the model that chose.
     """
     section = config.reward_model
     chosen = stream.window((first - 1) * config.batch_size, section.mine_every * config.batch_size)
@@ -258,7 +283,7 @@ def arranged(
         similarity = arrangement.by_topic([stream.topic(pair) for pair in chosen])
     else:
         questions = scorer.embed_questions([stream.question(pair) for pair in chosen])
-        similarity = questions @ scorer.embed_answers([stream.answer(pair) for pair in chosen]).T
+        similarity = questions @ questions.T
     groups = [stream.group(pair) for pair in chosen]
     order = arrangement.by_similarity(
         similarity, groups, config.batch_size, section.company, (config.seed, first)
@@ -322,6 +347,8 @@ def load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
     else:
         model = _fresh(config, layout, records)
     came = model.embedding
+    if came is None:
+        tokenizers.end_texts(model.tokenizer)
     usual = "mean" if model.module is encoder else "last"
     pooling = section.pooling or (came.pooling if came else usual)
     check_kind(pooling, model.config, "config.reward_model.pooling")

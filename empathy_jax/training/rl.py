@@ -1,7 +1,7 @@
 """Stage two: GRPO (https://arxiv.org/abs/2402.03300) with the rewards of Empathy-R1.
 
-Each step samples a group of completions for every question, scores them (format, answer, echo),
-turns the scores into advantages within the group, and takes one or more clipped policy-gradient
+Each step samples a group of completions for every question, scores them (format, answer, echo,
+template), turns the scores into advantages within the group, and takes one or more clipped policy-gradient
 steps with a KL penalty to the policy that the phase started from. A step is a function of the state
 and its number alone, so a run that was killed repeats exactly from its checkpoint.
 
@@ -65,6 +65,7 @@ def make_settings(config: ConfigDict) -> Settings:
         "aggregation": ("sequence_mean", "token_mean", "constant_length"),
         "advantage": ("grpo", "dr_grpo", "gdpo"),
         "answer_reward": ("continuous", "binary"),
+        "threshold": tuple(rollouts.THRESHOLDS),
     }
     for name, choices in allowed.items():
         if rl[name] not in choices:

@@ -56,7 +56,7 @@ class Scorer:
     def __init__(self, variables: dict[str, Any], model: Model, calibrated: dict, layout: Layout):
         self._variables, self._model, self._layout = variables, model, layout
         self.calibration = calibrated
-        self.has_head = model.embedding.has_head
+        self.has_head, self.max_tokens = model.embedding.has_head, model.embedding.max_tokens
         self._embed = jax.jit(
             functools.partial(embed_rows, config=model.config, pooling=model.embedding.pooling)
         )

@@ -99,6 +99,8 @@ def test_a_long_answer_is_shortened_to_make_room(kind):
         text = corrupt(kind, rng, QUESTION["zh"], answer, OTHER["zh"], LIMIT, "zh")
         assert len(text) <= LIMIT
         assert not answer.startswith(text) or kind in ("truncated", "empty")
+        parts = sentences(text)
+        assert kind != "repetition" or len(set(parts)) < len(parts)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -120,6 +122,11 @@ def test_an_echo_with_more_holds_most_of_the_question(language):
     assert np.mean(shares) > 0.9
     assert np.mean(np.asarray(shares) > 0.5) > 0.9  # less where each word is misspelt or swapped
     assert np.mean([text in QUESTION[language] for text in _draws("echo_plus", language)]) < 0.02
+
+
+def test_a_question_is_told_back_to_the_one_who_asked():
+    body = swap_persons(QUESTION["zh"], "zh")
+    assert np.mean([body in text for text in _draws("echo_plus", "zh")]) > 0.2
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -106,8 +106,8 @@ def test_some_takes_each_item_once():
 def test_swap_persons():
     assert text_edits.swap_persons("我恨你，我们", "zh") == "你恨我，你们"
     assert (
-        text_edits.swap_persons("I'm sad. My dog hates me, I am alone", "en")
-        == "you're sad. your dog hates you, you are alone"
+        text_edits.swap_persons("I'm sad. My dog hates me, I am alone. You see?", "en")
+        == "you're sad. your dog hates you, you are alone. You see?"
     )
 
 

@@ -1,9 +1,10 @@
 import html.parser
 
+import markupsafe
 import pytest
 
 from empathy_jax import chain_of_empathy
-from empathy_jax.evaluation import report
+from empathy_jax.evaluation import probes, report
 
 HOSTILE = (
     "</div><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)' "
@@ -39,6 +40,7 @@ def _scores(**changes) -> dict:
             "similarity": {**entry, "value": None, "error": None, "questions": 0},
         },
         "chain": {"valid": 1, "rules": {"missing_L2": 2}, "layers": {"L1": 3, "L2": 1}},
+        "probes": {},
     } | changes
 
 
@@ -92,6 +94,26 @@ def test_every_rule_and_every_measure_can_be_shown():
     page = report.render(_scores(measures=measures, chain=chain), [])
     for measure in report.MEASURES.values():
         assert measure.label in page
+
+
+def _probed(echo: float, same_topic: float) -> dict:
+    entry = {"error": 0.02, "ties": 0.1, "mean_gain": -0.25, "questions": 40}
+    beats = dict.fromkeys(probes.PROBES, 0.0) | {"echo": echo, "same_topic_answer": same_topic}
+    return {name: {"beats": share, **entry} for name, share in beats.items()}
+
+
+def test_ways_to_cheat_a_reward_are_shown_and_what_wins_too_often_in_red():
+    scores = _scores(probes={"cosine": _probed(0.9, 0.3), "reward": _probed(0.05, 0.3)})
+    page = report.render(scores, [])
+    rows = [part for part in page.split("<tr")[1:] if "<td" in part]
+    red = [row for row in rows if row.startswith(' class="bad"')]
+    assert len(red) == 1 and ">echo (over 5 %)<" in " ".join(red[0].split())
+    assert "90.0 ± 2.0 %" in red[0] and "10.0 %" in red[0] and "-0.250" in red[0]
+    assert page.count("prefers an echo of the question to a real answer in 90.0 % of 40") == 1
+    for probe in probes.PROBES.values():
+        assert page.count(markupsafe.escape(probe.meaning)) == 2
+    assert not {"script", "link", "img", "iframe"} & set(_Page(page).tags)
+    assert "cheated" not in report.render(_scores(), [])
 
 
 @pytest.mark.parametrize("rows", [0, 3, 50])

@@ -1,9 +1,12 @@
 """Rewards: hand-computed numbers, and the ways to cheat that they must not pay for."""
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
 from empathy_jax import chain_of_empathy
+from empathy_jax.corpus import sample
 from empathy_jax.rl import rewards
 
 CHAIN = chain_of_empathy.Chain(
@@ -72,6 +75,79 @@ def test_echo_overlap_sees_through_disguises():
 def test_echo_penalty_by_hand():
     actual = rewards.echo_penalty([0.0, 0.2, 0.6, 1.0], free=0.2)
     np.testing.assert_allclose(actual, [0, 0, 0.5, 1.0], atol=1e-6)
+
+
+def test_template_overlap_by_hand():
+    # 3-grams: abcd has abc, bcd; bcdx has bcd, cdx; the third is of question 1 too.
+    actual = rewards.template_overlap(
+        ["1", "2", "1", "3", "3"], ["abcd", "bcdx", "abcabc", "", "zz"], n=3
+    )
+    # bcd answers questions 1 and 2; abc answers 1 alone, though two answers have it.
+    np.testing.assert_allclose(actual, [1 / 2, 1 / 2, 0, 0, 0])
+    assert actual.dtype == np.float32
+    same = rewards.template_overlap(["1", "2", "3"], ["嗯", "嗯", "嗯嗯"], n=8)
+    np.testing.assert_array_equal(same, [1, 1, 0])
+    assert rewards.template_overlap([], [], n=8).shape == (0,)
+
+
+def test_template_overlap_sees_through_disguises():
+    actual = rewards.template_overlap(["1", "2"], ["Be STRONG, dear", "be\u3000strong ，dear"], n=8)
+    np.testing.assert_array_equal(actual, [1, 1])
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.sampled_from("pq"), st.text("ab", max_size=9)), max_size=6),
+    st.integers(1, 4),
+)
+def test_template_overlap_equals_looking_everywhere(pairs, n):
+    questions, answers = [q for q, _ in pairs], [a for _, a in pairs]
+
+    def grams(text):
+        m = min(n, len(text))
+        return [text[i : i + m] for i in range(len(text) - m + 1)] if text else []
+
+    for (question, answer), actual in zip(
+        pairs, rewards.template_overlap(questions, answers, n), strict=True
+    ):
+        others = {g for q, a in pairs if q != question for g in grams(a)}
+        own = grams(answer)
+        assert actual == pytest.approx(sum(g in others for g in own) / max(len(own), 1))
+    # One question's answers are never templates of each other.
+    assert not rewards.template_overlap(["p"] * len(answers), answers, n).any()
+
+
+def test_template_penalty_by_hand():
+    actual = rewards.template_penalty([0.0, 0.2, 0.6, 1.0], free=0.2)
+    np.testing.assert_allclose(actual, [0, 0, 0.5, 1.0], atol=1e-6)
+    # What most people share with others' answers is free.
+    assert rewards.template_penalty(0.11) == 0
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_letter_that_fits_every_question_is_charged_for_and_people_are_not(language):
+    n = rewards.TEMPLATE_NGRAM[language]
+    records = sample.sample_questions(language)
+    people = [record["answers"][0]["text"] for record in records]
+    questions = [record["question"] for record in records]
+    template = people[0] + people[1]
+    copies = rewards.template_overlap(questions, [template] * len(questions), n)
+    np.testing.assert_array_equal(rewards.template_penalty(copies), np.ones(len(questions)))
+    overlap = rewards.template_overlap(questions, people, n)
+    assert (rewards.template_penalty(overlap) > 0).mean() < 0.05
+
+
+def test_turns_of_speech_that_all_english_shares_are_free():
+    answers = [
+        "It sounds like you are tired. You might want to call your sister about the house.",
+        "It sounds like your job hurts. Would you tell your manager about the noise?",
+        "You might want to tell your doctor, and call your friends about the trip.",
+    ]
+    overlap = {
+        n: rewards.template_overlap(["1", "2", "3"], answers, n).mean()
+        for n in rewards.TEMPLATE_NGRAM.values()
+    }
+    assert overlap[rewards.TEMPLATE_NGRAM["zh"]] > 0.2
+    assert overlap[rewards.TEMPLATE_NGRAM["en"]] == 0
 
 
 def test_total_is_the_weighted_sum():

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs import common as configs
 from empathy_jax import sharding
 from empathy_jax.checkpoint import Checkpointer
-from empathy_jax.models import encoder
+from empathy_jax.models import encoder, score_head
 from empathy_jax.models.pooling import Embedding
 from empathy_jax.training import common, workdir
 
@@ -39,16 +39,40 @@ def make_policy_run(root: Path, config: ConfigDict, texts: list[str]) -> common.
     return dataclasses.replace(model, variables=variables)
 
 
-def make_reward_run(root: Path, config: ConfigDict, tokenizer) -> common.Model:
-    """WORKDIR/reward_model with a fresh encoder."""
+# The figures of a calibration.json that a card tells, without those of the probes.
+CALIBRATION = {
+    "questions": 340,
+    "threshold": 0.4321,
+    "balanced_accuracy": 0.9376,
+    "pass_rate": 0.9,
+    "pass_rate_threshold": 0.25,
+    "quantiles": [(place - 25) / 100 for place in range(101)],
+    "random": {"answers": 100, "recall_at_1": 0.925, "recall_at_1_error": 0.0143},
+    "nearest": {"answers": 100, "recall_at_1": 0.875, "recall_at_1_error": 0.0179},
+    "probes": {"cosine": {}},
+}
+REWARD_EMBEDDING = Embedding("mean", 64, "问：")
+REWARD_ENCODER = encoder.EncoderConfig(
+    vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64
+)
+
+
+def make_reward_run(
+    root: Path,
+    config: ConfigDict,
+    tokenizer,
+    architecture=REWARD_ENCODER,
+    embedding: Embedding = REWARD_EMBEDDING,
+) -> common.Model:
+    """WORKDIR/reward_model with fresh weights; a head, where it has one, is not zero."""
     folder = workdir.open_phase(root, "reward_model", config)
-    architecture = encoder.EncoderConfig(
-        vocab_size=512, width=32, mlp_width=48, num_layers=2, num_heads=2, max_positions=64
-    )
     layout = sharding.make_layout(config.mesh)
     params = common.fresh_params(common.stream(0, "init"), architecture, layout)
-    embedding = Embedding("mean", max_tokens=64, query_prompt="问：")
-    model = common.Model(architecture, {"params": params}, tokenizer, embedding=embedding)
+    variables = {"params": params}
+    if embedding.has_head:
+        head = score_head.init_params(architecture.width)
+        variables["head"] = jax.tree.map(lambda leaf: leaf + 0.5, head)
+    model = common.Model(architecture, variables, tokenizer, embedding=embedding)
     common.save_model_folder(folder, model)
     save(folder, model.variables)
     return model

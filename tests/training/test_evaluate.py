@@ -7,7 +7,7 @@ import pytest
 from empathy_jax import chain_of_empathy, files
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import sample
-from empathy_jax.training import common, completions, evaluate, reward_model, workdir
+from empathy_jax.training import common, completions, evaluate, overview, scorer, workdir
 from tests.training import run_folders
 
 
@@ -74,7 +74,7 @@ def test_scores_by_hand_beside_their_floor(run_copy, scripted):
     assert measures["echo_overlap"]["value"] == 1
     assert 0 <= measures["echo_overlap"]["floor"] < 0.1
     assert 0.05 < measures["rouge_l_max"]["floor"] < 0.5
-    assert "similarity" not in measures
+    assert "similarity" not in measures and scores["probes"] == {}
     assert summary["model"] == str(root / "sft")
     figure = next(f for f in summary["figures"] if f["name"] == "echo of the question")
     assert figure["after"] == 1 and figure["before"] == measures["echo_overlap"]["floor"]
@@ -176,11 +176,17 @@ def test_the_engine_and_an_untrained_model(run_copy):
     assert all(row["tokens"] <= 8 for row in rows)
 
 
-class _Echo(reward_model.Scorer):
+class _Echo(scorer.Scorer):
     """Similarity 1 for an answer that is the question, else 0.25."""
 
+    has_head = False
+
     def __init__(self):
-        self.calibration = {"threshold": 0.5, "quantiles": [0.0, 1.0]}
+        self.calibration = {"threshold": 0.5, "quantiles": [0.0, 1.0], "max_characters": 200}
+
+    def embed_questions(self, texts):
+        """Each two in a row are each other's nearest."""
+        return np.eye(len(texts))[np.arange(len(texts)) // 2]
 
     def similarity(self, questions, answers):
         return np.array(
@@ -200,7 +206,9 @@ def test_reward_model_scores_answers_and_floor():
         | {"tokens": 1, "whole_layers": whole, **layers}
         for record in questions
     ]
-    measures, per_row = evaluate.score(rows, questions, _Echo(), seed=0)
+    measures, per_row = evaluate.score(
+        rows, questions, _Echo(), run_folders.tiny_config("evaluate")
+    )
     assert measures["similarity"] == {
         "value": 1, "error": 0, "questions": 4, "floor": 0.25, "floor_error": 0,
     }  # fmt: skip
@@ -208,6 +216,43 @@ def test_reward_model_scores_answers_and_floor():
     assert measures["similarity_passes"]["floor"] == 0
     # The last question has no reference: nothing to overlap with, and no floor.
     assert measures["rouge_l_max"]["questions"] == 3 and per_row[3]["rouge_l_max"] is None
+
+
+def test_the_reward_is_probed_alone_and_as_rl_composes_it():
+    questions = [
+        {"id": str(i), "question": record["question"], "answers": record["answers"]}
+        for i, record in enumerate(sample.sample_questions("zh")[:6])
+    ]
+    config = run_folders.tiny_config("evaluate")
+    config.rl.echo_weight, config.rl.template_weight = 2.0, 0.5
+    probed = evaluate.probe(questions, _Echo(), config)
+    assert list(probed) == ["cosine", "reward"]
+    assert probed["cosine"]["echo"]["beats"] == 1
+    assert probed["cosine"]["echo"]["mean_gain"] == pytest.approx(0.75)
+    # The echo is charged with 2, and then is worth 1 - 2 against 0.25.
+    assert probed["reward"]["echo"]["beats"] == 0
+    assert probed["reward"]["echo"]["mean_gain"] == pytest.approx(-1.25)
+    # All questions get one of three letters: two of them each, so each is seen to be a template.
+    assert probed["cosine"]["kind_template"]["ties"] == 1
+    assert probed["reward"]["kind_template"]["mean_gain"] == pytest.approx(-0.5)
+    # What people wrote is charged for nothing, though each text is another's probe.
+    assert probed["reward"]["same_topic_answer"]["mean_gain"] == pytest.approx(0)
+    assert evaluate.probe(questions[:1], _Echo(), config) == {}
+
+
+def test_the_probes_reach_scores_report_and_terminal(run_copy, scripted, monkeypatch, capsys):
+    root, config = run_copy
+    config.reward_model.init = "given"
+    monkeypatch.setattr(evaluate, "load_scorer", lambda *_: _Echo())
+    overview.show_phase(root / "evaluate", {"evaluate": evaluate.run(config, root)})
+    found = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))["probes"]
+    assert found["cosine"]["echo"] | {"mean_gain": 0} == {
+        "beats": 1, "error": 0, "ties": 0, "mean_gain": 0, "questions": 5,
+    }  # fmt: skip
+    sentence = "This reward prefers an echo of the question to a real answer in 100.0 % of 5"
+    assert sentence in (root / "evaluate" / "report.html").read_text(encoding="utf-8")
+    out = capsys.readouterr().out
+    assert sentence in out and "under the cosine" in out and "under the reward" in out
 
 
 def test_floor_gives_each_question_the_answers_of_another():

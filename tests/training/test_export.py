@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
+from empathy_jax import files, sharding
 from empathy_jax.corpus import sample
 from empathy_jax.data import tokenizer as tokenizers
-from empathy_jax.models import decoder, encoder
-from empathy_jax.models.attention import causal_mask, segment_mask
+from empathy_jax.models import decoder, score_head
+from empathy_jax.models.attention import causal_mask
+from empathy_jax.models.pooling import Embedding
 from empathy_jax.training import export, model_card, workdir
+from empathy_jax.training.scorer import Scorer
 from tests.training import run_folders
 
 torch = pytest.importorskip("torch")
@@ -171,24 +175,88 @@ def test_adapters_are_merged_and_shards_and_dtype_follow_the_config(tmp_path, te
     assert loaded.dtype == torch.bfloat16
 
 
-def test_reward_model_exports_as_an_encoder(tmp_path, texts):
+UNTIED_DECODER = decoder.DecoderConfig(
+    vocab_size=512,
+    width=32,
+    mlp_width=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    tie_embeddings=False,
+    max_positions=64,
+)
+REWARD_MODELS = {
+    "encoder": (run_folders.REWARD_ENCODER, Embedding("mean", 48, "来信：", "回信：")),
+    "decoder with a head": (UNTIED_DECODER, Embedding("last", 64, "来信：", "", has_head=True)),
+}
+
+
+@pytest.fixture(params=REWARD_MODELS)
+def reward(request, tmp_path, texts):
+    """The folder of a reward model's run, the model, and the summary of its export."""
     config = run_folders.tiny_config("export")
     tokenizer = tokenizers.train(texts, 512)
-    model = run_folders.make_reward_run(tmp_path, config, tokenizer)
+    architecture, embedding = REWARD_MODELS[request.param]
+    model = run_folders.make_reward_run(tmp_path, config, tokenizer, architecture, embedding)
+    echo = {"beats": 0.02, "error": 0.01, "ties": 0.0, "mean_gain": -0.3, "questions": 200}
+    calibrated = run_folders.CALIBRATION | {"probes": {"cosine": {"echo": echo}}}
+    files.write_json(tmp_path / "reward_model" / "calibration.json", calibrated)
     config.model.init = str(tmp_path / "reward_model")
-    summary = export.run(config, tmp_path)
-    theirs, info = transformers.AutoModel.from_pretrained(
-        summary["directory"], output_loading_info=True, add_pooling_layer=False
+    return tmp_path / "reward_model", model, export.run(config, tmp_path)
+
+
+def test_sentence_transformers_gives_our_vectors_by_the_printed_lines(reward, texts):
+    _, model, summary = reward
+    found: dict = {}
+    exec("\n".join(summary["usage"]), found)
+    scorer = Scorer(
+        model.variables, model, {}, sharding.make_layout(run_folders.tiny_config("export").mesh)
+    )
+    answers = [text[::-1] for text in texts]
+    for ours, theirs in (
+        (scorer.embed_questions(texts), found["model"].encode_query(texts)),
+        (scorer.embed_answers(answers), found["model"].encode_document(answers)),
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    cosines = found["model"].similarity_pairwise(
+        found["model"].encode_query(texts), found["model"].encode_document(answers)
+    )
+    np.testing.assert_allclose(scorer.similarity(texts, answers), cosines, atol=1e-5)
+
+
+def test_a_reward_model_takes_along_its_calibration_and_head_and_leaves_the_output_head(reward):
+    run, model, summary = reward
+    directory = Path(summary["directory"])
+    assert (directory / "calibration.json").read_bytes() == (run / "calibration.json").read_bytes()
+    _, info = transformers.AutoModel.from_pretrained(
+        directory,
+        output_loading_info=True,
+        **({} if model.module is decoder else {"add_pooling_layer": False}),
     )
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokens = jnp.arange(2 * 9).reshape(2, 9)
-    positions, mask = jnp.tile(jnp.arange(9), (2, 1)), segment_mask(jnp.ones_like(tokens))
-    ours = encoder.hidden_states(model.variables["params"], model.config, tokens, positions, mask)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(np.asarray(tokens))).last_hidden_state.numpy()
-    np.testing.assert_allclose(ours, expected, atol=1e-4)
-    assert "AutoModel," in summary["usage"][0]
-    assert "mean pooling" in (Path(summary["directory"]) / "README.md").read_text()
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    for part in (
+        'library_name: "sentence-transformers"',
+        f"{model.embedding.pooling} pooling",
+        "at a cosine of 0.432",
+        "| the question itself | 2.0 ± 1.0 % |",
+    ):
+        assert part in card
+    heads = directory / score_head.FILE
+    assert heads.exists() == model.embedding.has_head
+    if heads.exists():
+        kernel = load_file(heads)["kernel"]
+        np.testing.assert_array_equal(kernel, model.variables["head"]["kernel"])
+
+
+def test_an_exported_reward_model_is_imported_and_exported_as_it_is(reward, tmp_path):
+    _, _, first = reward
+    config = run_folders.tiny_config("export")
+    config.model.init = first["directory"]
+    second = export.run(config, tmp_path / "again")
+    old, new = Path(first["directory"]), Path(second["directory"])
+    assert _tree(new) == {name: value for name, value in _tree(old).items() if name != "head"}
 
 
 @pytest.mark.parametrize("name", ["minimind2_small", "bge_small_zh"])
@@ -205,6 +273,16 @@ def test_import_without_training_goes_through_byte_for_byte(tmp_path, shared_dir
         assert array.dtype == after[key].dtype and array.tobytes() == after[key].tobytes(), key
     old, new = (directory / "config.json" for directory in (source, Path(summary["directory"])))
     assert json.loads(old.read_text()) == json.loads(new.read_text())
+
+
+def _tree(directory: Path) -> dict:
+    """Name to content of every file but the card; the score head's under "head"."""
+    found = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = str(path.relative_to(directory))
+        content = json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+        found["head" if name == score_head.FILE else name] = content
+    return {name: content for name, content in found.items() if name != "README.md"}
 
 
 def _tensors(directory: Path) -> dict[str, np.ndarray]:

@@ -115,6 +115,36 @@ def test_one_phase_ends_with_its_figures_and_folder(tmp_path, capsys):
     assert "evaluate: before is the floor" in capsys.readouterr().out
 
 
+def _probed(beats: float) -> dict:
+    entry = {"beats": beats, "error": 0.01, "ties": 0.0, "mean_gain": 0.1, "questions": 100}
+    return {"echo": entry, "empty": entry | {"beats": 0.0}}
+
+
+def test_probes_are_shown_after_the_phases_that_ran_them(workdir, capsys, monkeypatch):
+    (workdir / "reward_model").mkdir()
+    calibration = {"threshold": 0.5, "probes": {"cosine": _probed(0.5)}}
+    files.write_json(workdir / "reward_model" / "calibration.json", calibration)
+    scores = {"probes": {"cosine": _probed(0.5), "reward": _probed(0.0)}}
+    files.write_json(workdir / "evaluate" / "scores.json", scores)
+    summary = SUMMARIES["sft"] | {"phase": "reward_model"}
+    overview.show(workdir, {"reward_model": summary, **SUMMARIES})
+    out = capsys.readouterr().out
+    titles = [line for line in out.split("\n") if "how often cheating beats" in line]
+    assert [title.split(":")[0] for title in titles] == ["reward_model", "evaluate", "evaluate"]
+    assert titles[2].endswith("under the reward")
+    assert out.count("prefers an echo") == 2 and out.count("over 5 %") == 2
+    overview.show_phase(workdir / "reward_model", {"reward_model": summary})
+    out = capsys.readouterr().out
+    assert "50.0 ± 1.0 %" in out and out.endswith(f"{workdir / 'reward_model'}\n")
+    # Colour is for terminals, and not for those that asked to be spared.
+    assert "\x1b" not in out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[31m" in overview.probe_tables(workdir / "reward_model")[0]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in overview.probe_tables(workdir / "reward_model")[0]
+
+
 def test_phases_without_evaluation_or_export_have_no_such_part(tmp_path, capsys):
     overview.show(tmp_path, {"sft": SUMMARIES["sft"]})
     out = capsys.readouterr().out

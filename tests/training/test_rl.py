@@ -192,12 +192,12 @@ def test_rollouts_hold_every_term(grpo):
     assert [row["step"] for row in rows] == [1] * 32 + [2] * 32 + [3] * 32
     for row in rows:
         terms = row["terms"]
-        assert terms.keys() == {"format", "answer", "echo", "similarity"}
-        expected = terms["format"] + terms["answer"] - 0.5 * terms["echo"]
+        assert terms.keys() == {"format", "answer", "echo", "template", "similarity"}
+        expected = terms["format"] + terms["answer"] - 0.5 * (terms["echo"] + terms["template"])
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
         assert row.keys() >= {"id", "question", "completion", "rule", "advantage", "tokens"}
         assert (row["rule"] is None) == (terms["format"] == 1)
-        assert terms["format"] == 1 or terms["answer"] == terms["echo"] == 0
+        assert terms["format"] == 1 or terms["answer"] == terms["echo"] == terms["template"] == 0
     assert any(row["terms"]["format"] for row in rows)
     # Advantages are taken within a group of four, so they sum to nothing in each.
     groups = np.reshape([row["advantage"] for row in rows], (-1, 4))

@@ -99,7 +99,10 @@ def test_the_samplers_log_probs_are_the_trainers(lora_rank):
 class _Scorer:
     """Similarity by a table of answers, 0.9 for what is not in it."""
 
-    calibration = {"threshold": 0.6, "quantiles": [0.0, 0.5, 1.0]}  # noqa: RUF012
+    has_head = False
+    calibration = {  # noqa: RUF012
+        "threshold": 0.6, "pass_rate_threshold": 0.2, "quantiles": [0.0, 0.5, 1.0],
+    }  # fmt: skip
 
     def similarity(self, questions, answers):
         table = {"好": 0.75, "差": 0.25}
@@ -137,6 +140,57 @@ def test_terms_by_hand():
     np.testing.assert_allclose(rollouts.combine(terms, config), [2.75, 2.25, 0, 2.4], rtol=1e-6)
     binary = rollouts.score(rows, _Scorer(), _config(answer_reward="binary"))
     np.testing.assert_array_equal(binary["answer"], [1, 0, 0, 1])
+    loose = _config(answer_reward="binary", threshold="pass_rate")
+    np.testing.assert_array_equal(rollouts.score(rows, _Scorer(), loose)["answer"], [1, 1, 0, 1])
+    with pytest.raises(
+        ValueError, match=r"config\.rl\.threshold is 'best'; allowed: balanced, pass"
+    ):
+        rollouts.threshold(_Scorer.calibration, _config(threshold="best"))
+
+
+def test_the_papers_reward_is_one_setting():
+    rows = [_row("好"), _row("差"), _row(None), _row("我很累，怎么办呢")]
+    config = _config(answer_reward="binary", echo_weight=0.0, template_weight=0.0)
+    terms = rollouts.score(rows, _Scorer(), config)
+    # Format, and the threshold passed.
+    np.testing.assert_array_equal(rollouts.combine(terms, config), [2, 1, 0, 2])
+
+
+def test_a_template_is_charged_for_behind_a_valid_chain_only():
+    letter = "抱抱你，一切都会好起来的，我在这里陪着你"
+    rows = [_row(letter, "甲"), _row(letter, "乙"), _row("好", "甲"), _row(None, "丙")]
+    terms = rollouts.score(rows, _Scorer(), _config())
+    np.testing.assert_array_equal(terms["template"], [1, 1, 0, 0])
+    config = _config(template_weight=0.25, echo_weight=0.0, answer_weight=0.0)
+    np.testing.assert_array_equal(rollouts.combine(terms, config), [0.75, 0.75, 1, 0])
+
+
+def test_quality_is_paid_behind_a_valid_chain_and_needs_a_head():
+    class Graded(_Scorer):
+        has_head = True
+        calibration = _Scorer.calibration | {"quality_quantiles": [0.0, 4.0]}
+
+        def quality(self, questions, answers):
+            return np.array([3.0 if answer else 4.0 for answer in answers])
+
+    config = _config(quality_weight=2.0)
+    rows = [_row("好"), _row(None)]
+    terms = rollouts.score(rows, Graded(), config)
+    np.testing.assert_allclose(terms["quality"], [0.75, 0])
+    np.testing.assert_allclose(rollouts.combine(terms, config), [1 + 0.75 + 1.5, 0])
+    assert "quality" not in rollouts.score(rows, Graded(), _config())
+    with pytest.raises(ValueError, match=r"config\.rl\.quality_weight is 2\.0, but .* has no head"):
+        rollouts.score(rows, _Scorer(), config)
+
+
+def test_the_reward_of_an_answer_is_that_of_a_completion_without_its_format():
+    rows = [_row("好"), _row("差"), _row("我很累，怎么办呢")]
+    config = _config(format_weight=3.0)
+    whole = rollouts.combine(rollouts.score(rows, _Scorer(), config), config)
+    questions, answers = [row["question"] for row in rows], [row["answer"] for row in rows]
+    similarity = _Scorer().similarity(questions, answers)
+    terms = rollouts.answer_terms(questions, answers, similarity, _Scorer(), config)
+    np.testing.assert_allclose(rollouts.combine_answer(terms, config) + 3, whole, rtol=1e-6)
 
 
 def test_advantages_by_hand():
@@ -144,6 +198,7 @@ def test_advantages_by_hand():
         "format": np.array([1, 1, 1, 0], np.float32),
         "answer": np.array([0.8, 0.2, 0.5, 0], np.float32),
         "echo": np.zeros(4, np.float32),
+        "template": np.zeros(4, np.float32),
     }
     by = {
         name: rollouts.group_advantages(terms, _config(advantage=name))
@@ -176,7 +231,9 @@ def test_a_batch_is_measured_and_written_whole():
     advantages = rollouts.group_advantages(terms, config)
     lines = rollouts.lines(7, rows, terms, reward, advantages.ravel())
     assert [line["step"] for line in lines] == [7] * 4
-    assert lines[0]["terms"] == {"format": 1, "answer": 0.75, "echo": 0, "similarity": 0.75}
+    assert lines[0]["terms"] == {
+        "format": 1, "answer": 0.75, "echo": 0, "template": 0, "similarity": 0.75,
+    }  # fmt: skip
     assert lines[0]["reward"] == 1.75 and lines[2]["reward"] == 0
     assert lines[2]["rule"] == "missing_think" and lines[2]["advantage"] == 0
     assert json.loads(files.dumps(lines[0])) == lines[0]
