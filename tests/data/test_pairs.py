@@ -175,6 +175,24 @@ def test_what_a_stream_tells_of_a_pair():
     assert _stream(records=without, batch_size=1).topic(0) is None
 
 
+def test_questions_that_hardly_differ_are_one():
+    """Their answers are each other's positives then, or at least no negatives."""
+    letter = "最近总是睡不着，一躺下就想工作上的事，白天又没有精神，我该怎么办呢？"
+    questions = [letter, letter.replace("呢？", "？"), "孩子不肯上学，一说就哭，我很着急。"]
+    records = [
+        {"question": question, "answers": [{"text": f"a{number}"}]}
+        for number, question in enumerate(questions)
+    ]
+    stream = _stream(records=records, batch_size=3)
+    batch = _batch(stream, 1, size=3)
+    groups = {_texts(batch, "documents")[i][2:]: g for i, g in enumerate(batch["groups"].tolist())}
+    assert groups["a0"] == groups["a1"] != groups["a2"]
+    assert batch["document_groups"].tolist() == batch["groups"].tolist()
+    assert [stream.group(pair) for pair in range(3)] == [groups[f"a{i}"] for i in range(3)]
+    # A pair keeps its own question all the same.
+    assert [stream.question(pair) for pair in range(3)] == questions
+
+
 def test_every_pair_once_an_epoch_and_epochs_differ():
     stream = _stream(batch_size=2)
     epochs = [stream.window(start, 10) for start in (0, 10, 20)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common as configs
+from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder, hf
 from empathy_jax.training import common, export, sft
@@ -95,6 +96,22 @@ def test_a_reward_model_is_no_policy(policy, tmp_path):
     layout = common.sharding.make_layout(config.mesh)
     with pytest.raises(ValueError, match=r"config\.model\.init is .*an encoder.*a decoder"):
         common.load_policy(config, tmp_path, layout)
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_reward_model_comes_back_with_its_embedding_and_head(policy, tmp_path, has_head):
+    _, config, model = policy
+    embedding = dataclasses.replace(
+        run_folders.REWARD_EMBEDDING, document_prompt="答：", has_head=has_head
+    )
+    made = run_folders.make_reward_run(tmp_path, config, model.tokenizer, embedding=embedding)
+    place, field = common.sharding.make_layout(config.mesh), "config.reward_model.init"
+    loaded = common.load_model(
+        str(tmp_path / "reward_model"), config.reward_model, field, None, place
+    )
+    assert loaded.embedding == embedding and loaded.config == made.config
+    assert loaded.variables.keys() == made.variables.keys() == {"params", *["head"] * has_head}
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, made.variables)
 
 
 def test_another_architecture_in_model_json_is_reported_whole(policy, tmp_path):
@@ -262,6 +279,26 @@ def test_state_is_the_weights_or_the_adapters():
     assert items.keys() == {"model", "optimizer"} and items["model"].keys() == {"params", "lora"}
 
 
+@pytest.mark.parametrize(("lora_rank", "weights"), [(0, "params"), (2, "lora")])
+def test_a_head_is_trained_beside_weights_or_adapters_and_restored(tmp_path, lora_rank, weights):
+    config = dataclasses.replace(update_steps.ENCODER, lora_rank=lora_rank)
+    place = update_steps.layout(1, 1, 1)
+    head = {"head": {"kernel": jnp.arange(32.0).reshape(2, 16)}}
+    transform, state, frozen, _ = update_steps.prepare(config, place, head)
+    assert state.trainable.keys() == {weights, "head"}
+    assert frozen.keys() == ({"params"} if lora_rank else set())
+    grads = jax.tree.map(jnp.ones_like, state.trainable)
+    changed = common.apply_gradients(state, grads, transform)
+    assert len(update_steps.moved(state.trainable, changed.trainable)) == len(
+        jax.tree.leaves(grads)
+    )
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, common.checkpoint_items(changed, frozen))
+    step, found = common.restore_state(tmp_path, state, frozen)
+    assert step == 3
+    jax.tree.map(np.testing.assert_array_equal, found, changed)
+
+
 @pytest.mark.parametrize("rows", [2, 16])
 def test_parts_add_up_to_the_whole(rows):
     config, batch = update_steps.DECODER, update_steps.as_jax(update_steps.packed_batch(0))
@@ -307,8 +344,6 @@ def test_restoring_without_a_checkpoint_begins_at_zero(tmp_path):
 
 
 def test_a_state_moves_to_another_mesh_unchanged(tmp_path):
-    from empathy_jax.checkpoint import Checkpointer
-
     _, state, frozen, _ = update_steps.prepare(update_steps.DECODER, update_steps.layout(1, 1, 1))
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(5, common.checkpoint_items(state, frozen))

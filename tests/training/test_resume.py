@@ -19,6 +19,14 @@ SFT = {
     "sft.samples": 2,
     "model.num_layers": 1,
 }
+# Batches are chosen before steps 1, 6 and 11; the checkpoints are those of steps 8 and 12.
+REWARD_MODEL = {
+    "steps": 12,
+    "checkpoint.every": 4,
+    "log.validate_every": 6,
+    "reward_model.mine_every": 5,
+    "reward_model.company": 2,
+}
 RL = {
     "steps": 6,
     "batch_size": 2,
@@ -152,16 +160,44 @@ def test_when_all_are_damaged_the_error_lists_them(sft, tmp_path):
     assert "was changed after it was written" in done.stderr
 
 
+# --- reward_model ---
+
+
+@pytest.fixture(scope="module")
+def reward_model(inputs, tmp_path_factory):
+    """(WORKDIR, values) of an undisturbed run of reward_model."""
+    root = tmp_path_factory.mktemp("undisturbed_reward_model")
+    values = {**inputs, **REWARD_MODEL}
+    _go_on("reward_model", root, values)
+    return root, values
+
+
+def test_mined_batches_outlive_the_model_that_chose_them(reward_model, tmp_path):
+    """Killed after step 8: steps 9 and 10 are of the batches that the model of step 5 chose."""
+    root, values = reward_model
+    one, other = root / "reward_model", tmp_path / "reward_model"
+    shutil.copytree(one, other)
+    (other / "summary.json").unlink()
+    shutil.rmtree(other / "checkpoints" / "12")
+    (other / "batches" / "11.json").unlink()
+    assert checkpoint.newest_sound_step(other / "checkpoints") == 8
+    done = _go_on("reward_model", tmp_path, values)
+    assert "goes on after step 8 of 12" in done.stdout
+    _assert_same_run(one, other, 12)
+    _assert_each_step_once(other, 12)
+    for name in ("calibration.json", *(f"batches/{first}.json" for first in (1, 6, 11))):
+        assert (other / name).read_bytes() == (one / name).read_bytes(), name
+
+
 # --- rl ---
 
 
 @pytest.fixture(scope="module")
-def rl(sft, inputs, tmp_path_factory):
+def rl(sft, reward_model, inputs, tmp_path_factory):
     """(WORKDIR, values) of an undisturbed run of rl after sft and reward_model."""
     root = tmp_path_factory.mktemp("undisturbed_rl")
     (root / "sft").symlink_to(sft[0] / "sft")
-    values = {**inputs, "steps": 2, "log.validate_every": 2, "checkpoint.every": 2}
-    _go_on("reward_model", root, values)
+    (root / "reward_model").symlink_to(reward_model[0] / "reward_model")
     values = {**inputs, **RL}
     _go_on("rl", root, values)
     return root, values

@@ -124,11 +124,12 @@ def test_texts_are_prompted_cut_and_packed_as_the_config_says(tiny_run):
     layout = sharding.make_layout(config.mesh)
     model = reward_model.load(config, layout, [])
     found = reward_model.text_layout(config, model, layout)
-    decode = model.tokenizer.decode
-    end = model.tokenizer.eos_token
-    assert decode(found.tokenize_question("很累")) == "我很累" + end
-    assert decode(found.tokenize_answer("很累")) == "很累" + end
-    assert len(found.tokenize_question("很累" * 9)) == len(found.tokenize_answer("很累" * 9)) == 6
+    decode, end = model.tokenizer.decode, model.tokenizer.eos_token
+    assert decode(found.tokenize_question("很累")) == f"我很累{end}"
+    assert decode(found.tokenize_answer("很累")) == f"很累{end}"
+    for tokenize in (found.tokenize_question, found.tokenize_answer):
+        ids = tokenize("很累" * 9)
+        assert len(ids) == 6 and ids[-1] == model.tokenizer.eos_token_id
     # 8 devices and passes of 3 rows; without a head, graded answers are not looked for.
     assert (found.row_multiple, found.corrupted, found.graded_pairs) == (24, 2, 0)
     assert (found.max_tokens, found.language) == (6, "zh")
@@ -283,12 +284,14 @@ def test_a_fresh_decoder_with_last_pooling_learns(tiny_run, tmp_path):
         **tiny_run.inputs,
         "steps": 20,
         "log.validate_every": 20,
-        "optimizer.learning_rate": 1e-3,
+        "optimizer.learning_rate": 3e-3,
         "reward_model.architecture": "decoder",
         "reward_model.head_dim": 16,
         "reward_model.temperature": 0.2,
         "reward_model.in_batch": "random",
         "reward_model.corrupted": 0,
+        # All texts end in the same token, and before any training that makes all of them alike.
+        "reward_model.negative_ceiling": 2.0,
     }
     config = tiny_runs.make_config("reward_model", values)
     reward_model.run(config, tmp_path)
