@@ -6,8 +6,7 @@
 starts from WORKDIR/sft and WORKDIR/reward_model; `--config.model.init` and
 `--config.reward_model.init` name others. The paper's own reward is `--config.rl.answer_reward=binary
 --config.rl.echo_weight=0 --config.rl.template_weight=0`. Learning rate, group size and KL weight follow
-comparable systems (PERM,
-MINT, PrefBERT): 1e-6, 8, 1e-3 to 1e-2.
+comparable systems (PERM, MINT, PrefBERT): 1e-6, 8, 1e-3 to 1e-2.
 """
 
 from ml_collections import ConfigDict
