@@ -156,7 +156,7 @@ def update_fn(
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """The phase `reward_model`: reads questions with answers; writes `checkpoints/`,
-    `calibration.json` and `metrics.jsonl`."""
+    `calibration.json` and `metrics.jsonl`. With `config.steps=0` an import is calibrated as it is."""
     began = time.monotonic()
     _check_choices(config)
     folder = workdirs.open_phase(workdir, "reward_model", config)
@@ -193,6 +193,19 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     def score_with(state: TrainState) -> Scorer:
         return scorer.with_variables(common.join(state.trainable, frozen))
 
+    def measure(state: TrainState, step: int) -> None:
+        last = step == config.steps
+        found = calibrate(config, held_out, score_with(state), probes.QUESTIONS if last else 0)
+        measured = headline(found)
+        recorder.write(step, measured)
+        recorder.say(
+            f"[reward_model] step {step}: pairwise accuracy {measured['pairwise_accuracy']:.3f}, "
+            f"recall@1 {measured['random_recall']:.3f} (random), "
+            f"{measured['nearest_recall']:.3f} (nearest)"
+        )
+        if last:
+            files.write_json(folder / "calibration.json", found)
+
     # Loop.
     with (
         jax.set_mesh(layout.mesh),
@@ -201,7 +214,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         workdirs.watch_sigterm() as sigterm,
     ):
         if start == 0:
-            recorder.write(0, headline(calibrate(config, held_out, score_with(state), 0)))
+            measure(state, 0)
+        if config.steps == 0:
+            checkpointer.save(0, common.checkpoint_items(state, frozen))
         batches: list[list[int]] = []
         for step in range(start + 1, config.steps + 1):
             place = (step - 1) % section.mine_every
@@ -212,18 +227,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             recorder.push(step, metrics)
             last = step == config.steps
             if last or step % config.log.validate_every == 0:
-                limit = probes.QUESTIONS if last else 0
-                found = calibrate(config, held_out, score_with(state), limit)
-                measured = headline(found)
-                recorder.write(step, measured)
-                recorder.say(
-                    f"[reward_model] step {step}: pairwise accuracy "
-                    f"{measured['pairwise_accuracy']:.3f}, recall@1 "
-                    f"{measured['random_recall']:.3f} (random), "
-                    f"{measured['nearest_recall']:.3f} (nearest)"
-                )
-            if last:
-                files.write_json(folder / "calibration.json", found)
+                measure(state, step)
             if last or sigterm or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, common.checkpoint_items(state, frozen))

@@ -130,7 +130,8 @@ def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
     if not path.exists():
         raise ValueError(
             f"{init} has no calibration.json, so its scores have no scale; run the phase "
-            "reward_model from it and give that run's folder as config.reward_model.init"
+            "reward_model from it (with config.steps=0 it stays as it is) and give that run's folder as "
+            "config.reward_model.init"
         )
     calibrated = json.loads(path.read_text(encoding="utf-8"))
     model = common.load_model(init, section, "config.reward_model.init", None, layout)

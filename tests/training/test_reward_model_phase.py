@@ -304,3 +304,19 @@ def test_a_fresh_decoder_with_last_pooling_learns(tiny_run, tmp_path):
     described = json.loads((tmp_path / "reward_model" / "model.json").read_text(encoding="utf-8"))
     assert described["kind"] == "decoder" and described["embedding"]["pooling"] == "last"
     assert not scorer.has_head and scorer.calibration["pairwise_accuracy"] == accuracy[-1]
+
+
+def test_without_steps_an_import_is_calibrated_as_it_is(tiny_run, tmp_path):
+    source = tiny_run.root / "reward_model"
+    values = {**tiny_run.inputs, "steps": 0, "reward_model.init": str(source)}
+    config = tiny_runs.make_config("reward_model", values)
+    summary = reward_model.run(config, tmp_path)
+    before, after = tiny_runs.arrays(source, 24), tiny_runs.arrays(tmp_path / "reward_model", 0)
+    weights = [name for name in after if "model" in name]
+    assert weights and all(np.array_equal(before[name], after[name]) for name in weights)
+    figure = summary["figures"][0]
+    assert figure["before"] == figure["after"]
+    scorer = load_scorer(config, tmp_path, sharding.make_layout(config.mesh))
+    trained = json.loads((source / "calibration.json").read_text(encoding="utf-8"))
+    assert scorer.calibration == trained
+    assert reward_model.run(config, tmp_path) == summary
