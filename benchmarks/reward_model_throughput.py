@@ -13,8 +13,8 @@ plain torch loop with the fused AdamW; their trainer would add its own overhead.
 are padded apart there, each to the longest of its batch. Both report the share of padding and the loss
 of the first step, which is the same while both compute the same.
 
-Without --model it is a random BERT of bge-small-zh's size that reads single characters. Needs torch
-and sentence-transformers.
+Without --model it is a random BERT of bge-small-zh's size that reads single characters. Some minutes
+on two idle cores. Needs torch and sentence-transformers.
 """
 
 import argparse
@@ -128,6 +128,7 @@ def measure(model: str, batches: list[list[Pair]], rounds: int, threads: int) ->
     for side in SIDES:
         ends[side], other = context.Pipe()
         context.Process(target=work, args=(other, side, model, threads), daemon=True).start()
+        other.close()  # so that the end of its process ends ours
     first = {side: [turn(ends[side], batch) for batch in batches] for side in SIDES}
     seconds = {side: [[] for _ in batches] for side in SIDES}
     for number in range(rounds):
