@@ -70,7 +70,7 @@ REMADE = {
     ),
     "export": ("summary.json", "resources.json", "hf"),
 }
-# Fields that count something and must be 1 or more.
+# Fields that count something and must be 1 or more; only a reward model may take no steps.
 COUNTS = (
     "steps",
     "batch_size",
@@ -86,6 +86,10 @@ COUNTS = (
     "rl.eval_questions",
     "rl.eval_samples",
     "evaluate.samples",
+    "reward_model.company",
+    "reward_model.graded_pairs",
+    "reward_model.max_tokens",
+    "reward_model.mine_every",
     "data.max_prompt_tokens",
     "data.max_completion_tokens",
     "corpus.topic_max_tokens",
@@ -106,7 +110,7 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
       ValueError: when the folder was made with other values or, in training, from other models;
         names each difference.
     """
-    _check_counts(config)
+    _check_counts(phase, config)
     folder = workdir / phase
     resolved = json.loads(config.to_json_best_effort())
     _check_finite(resolved)
@@ -203,11 +207,12 @@ def _describe(model: dict | None) -> str:
     return f"{model['place']} at step {model['step']} (digest {model['digest'][:8]})"
 
 
-def _check_counts(config: ConfigDict) -> None:
+def _check_counts(phase: str, config: ConfigDict) -> None:
     for name in COUNTS:
         value = operator.attrgetter(name)(config)
-        if value < 1:
-            raise ValueError(f"config.{name} is {value}; it must be 1 or more")
+        lowest = 0 if (phase, name) == ("reward_model", "steps") else 1
+        if value < lowest:
+            raise ValueError(f"config.{name} is {value}; it must be {lowest} or more")
 
 
 def _check_finite(value: Any, name: str = "config") -> None:

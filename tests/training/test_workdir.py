@@ -71,7 +71,7 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
         workdir.open_phase(tmp_path / "file", "sft", _config())
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "log.every", "rl.minibatches"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "log.every", "reward_model.company"])
 def test_counts_must_be_positive(tmp_path, name):
     config = _config()
     config.update_from_flattened_dict({name: 0})
