@@ -27,8 +27,9 @@ SEGMENTS = 16  # texts in a row at most
 NO_QUESTION = -1
 # Answers graded below this are not positives: the sample's 1 and 2 are dismissive or generic.
 LOWEST_POSITIVE_SCORE = 3
-# How much of what a model sees is taken by characters: a prompt and special tokens come besides.
-VISIBLE = 0.9
+# Characters that a token surely holds, with a vocabulary made for the language.
+CHARACTERS_PER_TOKEN = {"zh": 1, "en": 3}
+VISIBLE = 0.9  # of max_tokens: a prompt and special tokens come besides the text
 OVERLONG = 2.0  # how far beyond that a corrupted answer may go
 
 
@@ -215,7 +216,8 @@ class PairStream:
 
         Otherwise all bad texts would end before the cut, and a text that does not would be good.
         """
-        visible = int(VISIBLE * self._layout.max_tokens)
+        per_token = CHARACTERS_PER_TOKEN[self._layout.language]
+        visible = int(VISIBLE * per_token * self._layout.max_tokens)
         kind = corruptions.KINDS[rng.integers(len(corruptions.KINDS))]
         for limit in (int(visible * rng.uniform(1, OVERLONG)), visible):
             text = corruptions.corrupt(

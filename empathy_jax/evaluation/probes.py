@@ -20,14 +20,13 @@ import numpy as np
 
 from empathy_jax import chain_of_empathy
 from empathy_jax.corpus.rules import sentences
+from empathy_jax.data.pairs import CHARACTERS_PER_TOKEN
 from empathy_jax.evaluation import calibration, probe_phrases
 
 MAX_BEATS = 0.05  # share of questions above which a reward fails a probe
 QUESTIONS = 200  # how many questions are enough: a standard error of at most 0.035
 GENUINE = "genuine"
 _ROUNDING = 1e-6  # scores that differ by less are equal: float32 cosines of the same text
-# Tokens hold more characters than this in most vocabularies, so a text of so many is seen whole.
-_CHARACTERS_PER_TOKEN = {"zh": 1, "en": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +166,7 @@ def run(
 
 def visible_characters(max_tokens: int, language: str) -> int:
     """Characters that surely fit into `max_tokens`, with a vocabulary made for the language."""
-    return _CHARACTERS_PER_TOKEN[language] * max_tokens
+    return CHARACTERS_PER_TOKEN[language] * max_tokens
 
 
 def make_cases(

@@ -73,11 +73,7 @@ def rowwise_attention(
 
 def _scored(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """`attention` as three einsums, normalised after the product with the values."""
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    grouped = jnp.einsum("BTKGH->BKGTH", grouped * jnp.asarray(head_dim**-0.5, q.dtype))
-    keys, values = jnp.einsum("BSKH->BKSH", k), jnp.einsum("BSKH->BKSH", v)
+    grouped, keys, values = _by_kv_head(q, k, v)
     return jnp.einsum("BKGTH->BTKGH", _weigh(grouped, keys, values, mask)).reshape(q.shape)
 
 
@@ -94,12 +90,8 @@ def blockwise_causal_attention(
     held. Measured on two CPU cores with T = 2048, 2 heads of 64: 3 to 5
     times as fast, forward and backward, as `jax.nn.dot_product_attention`, in 0.4 of its memory.
     """
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    grouped = jnp.einsum("BTKGH->BKGTH", grouped * jnp.asarray(head_dim**-0.5, q.dtype))
-    keys, values = jnp.einsum("BSKH->BKSH", k), jnp.einsum("BSKH->BKSH", v)
-
+    length = q.shape[1]
+    grouped, keys, values = _by_kv_head(q, k, v)
     block = jax.checkpoint(_weigh)
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
@@ -108,6 +100,15 @@ def blockwise_causal_attention(
         blocks.append(block(own, keys[:, :, :end], values[:, :, :end], mask[:, start:end, :end]))
     mixed = jnp.concatenate(blocks, axis=3)
     return jnp.einsum("BKGTH->BTKGH", mixed).reshape(q.shape)
+
+
+def _by_kv_head(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Scaled queries [B, K, G, T, H], keys and values [B, K, S, H], as `_weigh` takes them."""
+    batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    grouped = jnp.einsum("BTKGH->BKGTH", grouped * jnp.asarray(head_dim**-0.5, q.dtype))
+    return grouped, jnp.einsum("BSKH->BKSH", k), jnp.einsum("BSKH->BKSH", v)
 
 
 def _weigh(q: Array, k: Array, v: Array, mask: Array) -> Array:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -442,10 +441,3 @@ def accumulate(
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A host batch on the mesh, its leading axis over the data axes."""
     return jax.device_put(dict(batch), sharding.batch_sharding(mesh))
-
-
-def mean_and_error(values: Any) -> tuple[float, float]:
-    """Mean and its standard error (0 for fewer than two values)."""
-    values = np.asarray(values, np.float64)
-    error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else 0.0
-    return float(values.mean()), float(error)

@@ -24,6 +24,7 @@ from empathy_jax import chain_of_empathy, files, resources, sharding
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pairs
 from empathy_jax.evaluation import probes, report, text_metrics
+from empathy_jax.evaluation.calibration import mean_and_error
 from empathy_jax.metric_writer import Progress
 from empathy_jax.rl import rewards
 from empathy_jax.training import common, completions, inputs, rollouts
@@ -304,10 +305,10 @@ def _entry(
     means = text_metrics.by_question(values, owners)
     entry = {**_empty_entry(), "questions": means.size}
     if means.size:
-        entry["value"], entry["error"] = common.mean_and_error(means)
+        entry["value"], entry["error"] = mean_and_error(means)
     floor_means = text_metrics.by_question(floor_values, floor_owners)
     if floor_means.size:
-        entry["floor"], entry["floor_error"] = common.mean_and_error(floor_means)
+        entry["floor"], entry["floor_error"] = mean_and_error(floor_means)
     return entry
 
 

@@ -26,6 +26,7 @@ from empathy_jax import files, losses, masked, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
+from empathy_jax.evaluation.calibration import mean_and_error
 from empathy_jax.metric_writer import Recorder
 from empathy_jax.models import decoder
 from empathy_jax.models.attention import causal_mask
@@ -288,9 +289,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         )
         terms = rollouts.score(rows, scorer, config)
         per_question = rollouts.combine(terms, config).reshape(len(some), -1).mean(axis=1)
-        reward, error = common.mean_and_error(per_question)
-        validity, validity_error = common.mean_and_error(terms["format"])
-        similarity, similarity_error = common.mean_and_error(terms["similarity"])
+        reward, error = mean_and_error(per_question)
+        validity, validity_error = mean_and_error(terms["format"])
+        similarity, similarity_error = mean_and_error(terms["similarity"])
         files.append_jsonl(
             folder / "held_out.jsonl",
             [
@@ -377,5 +378,5 @@ def paired_gain(folder: Path) -> dict[str, float]:
     """Mean change of the held-out reward, question by question, with its standard error."""
     measured = [row["reward_per_question"] for row in files.read_jsonl(folder / "held_out.jsonl")]
     change = np.asarray(measured[-1]) - np.asarray(measured[0])
-    mean, error = common.mean_and_error(change)
+    mean, error = mean_and_error(change)
     return {"mean": mean, "error": error, "questions": len(change)}

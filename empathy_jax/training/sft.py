@@ -24,6 +24,7 @@ from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
 from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.evaluation.calibration import mean_and_error
 from empathy_jax.metric_writer import Recorder
 from empathy_jax.models import decoder
 from empathy_jax.models.attention import causal_mask
@@ -218,5 +219,5 @@ def tag_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 
 def validity(rows: list[dict]) -> dict[str, float]:
     """Share of completions that are whole chains, with its standard error."""
-    mean, error = common.mean_and_error([row["valid"] for row in rows])
+    mean, error = mean_and_error([row["valid"] for row in rows])
     return {"validity": mean, "validity_error": error}

@@ -296,3 +296,18 @@ def test_graded_pairs_are_a_better_and_a_worse_answer_to_one_question():
 def test_a_head_without_graded_answers_is_refused():
     with pytest.raises(ValueError, match=r"no question .*config\.reward_model\.head_weight to 0"):
         _stream(records=LETTERS, graded_pairs=1)
+
+
+@pytest.mark.parametrize(("language", "shortest"), [("zh", 460), ("en", 1382)])
+def test_corrupted_answers_may_fill_what_the_model_sees(monkeypatch, language, shortest):
+    limits = []
+
+    def corrupt(kind, rng, question, answer, other, limit, language):
+        limits.append(limit)
+        return "x"
+
+    monkeypatch.setattr(pairs.corruptions, "corrupt", corrupt)
+    stream = _stream(language=language, max_tokens=512, corrupted=4)
+    _batch(stream, 1)
+    assert len(limits) == 16 and min(limits) >= shortest
+    assert max(limits) <= pairs.OVERLONG * (shortest + 1)

@@ -308,3 +308,8 @@ def test_calibration_scales_by_corrupted_answers_too():
     with_them = calibration.calibrate(records, Scorer(), **arguments, limit=3)["quantiles"]
     without = calibration.calibrate(records, Scorer(), **arguments, limit=0)["quantiles"]
     assert min(with_them) < 0 < min(without)
+
+
+def test_mean_and_standard_error_by_hand():
+    assert calibration.mean_and_error([1, 2, 3, 6]) == (3, pytest.approx(np.sqrt(14 / 3) / 2))
+    assert calibration.mean_and_error([4]) == (4, 0)

@@ -363,11 +363,6 @@ def test_a_state_moves_to_another_mesh_unchanged(tmp_path):
     )
 
 
-def test_mean_and_standard_error_by_hand():
-    assert common.mean_and_error([1, 2, 3, 6]) == (3, pytest.approx(np.sqrt(14 / 3) / 2))
-    assert common.mean_and_error([4]) == (4, 0)
-
-
 def test_config_fields_reach_fresh_weights(tmp_path):
     inputs = tiny_runs.write_inputs(tmp_path)
     config = tiny_runs.make_config("sft", {**inputs, "model.num_heads": 4, "model.lora_rank": 3})
