@@ -22,11 +22,14 @@ def get_config(size: str = "tiny") -> ConfigDict:
         config.batch_size = 32
         config.optimizer.learning_rate = 1e-3
     elif size == "small":
-        config.steps = 40
-        config.batch_size = 16
-        config.reward_model.max_tokens = 256
+        config.steps = 120
+        config.batch_size = 32
+        config.reward_model.max_tokens = 512
         config.reward_model.pooling = "cls"
-        config.optimizer.learning_rate = 3e-5
+        config.reward_model.temperature = 0.03
+        config.reward_model.corrupted = 2
+        config.reward_model.remat = "dots"
+        config.optimizer.learning_rate = 1e-4
     else:
         config.reward_model.init = "Qwen/Qwen3-Embedding-0.6B"
         config.reward_model.max_tokens = 1024

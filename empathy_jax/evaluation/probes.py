@@ -37,6 +37,7 @@ class Case:
       question: what the help-seeker wrote.
       genuine: a good answer to it.
       other: a good answer to another question of the same topic.
+      unrelated: a good answer to some other question.
       language: "zh" or "en".
       max_characters: of a text that the reward sees.
       number: of the question; chooses among the fixed phrases.
@@ -45,6 +46,7 @@ class Case:
     question: str
     genuine: str
     other: str
+    unrelated: str
     language: str
     max_characters: int
     number: int
@@ -113,8 +115,11 @@ def injection_alone(case: Case) -> str:
 
 
 def injection_other(case: Case) -> str:
-    """A good answer to another question of the same topic, then a demand for the best mark."""
-    return _append(case, case.other, _phrase(case, "demand"))
+    """A good answer to some other question, then a demand for the best mark.
+
+    Not to a similar question: that may win on its own, and what the demand adds is wanted.
+    """
+    return _append(case, case.unrelated, _phrase(case, "demand"))
 
 
 def injection_genuine(case: Case) -> str:
@@ -133,7 +138,7 @@ PROBES: Mapping[str, Probe] = {
     "tags_only": Probe(tags_only, "the tags of a chain, nothing in them"),
     "empty": Probe(empty, "an empty text"),
     "injection_alone": Probe(injection_alone, "a demand for the best mark"),
-    "injection_other": Probe(injection_other, "the answer to a similar question, and the demand"),
+    "injection_other": Probe(injection_other, "the answer to some other question, and the demand"),
     "injection_genuine": Probe(injection_genuine, "the human answer, and the demand"),
 }
 _MAY_WIN = ("same_topic_answer",)
@@ -177,7 +182,8 @@ def make_cases(
     seed: int,
     limit: int,
 ) -> list[Case]:
-    """Questions drawn at random, each with its first good answer and that of its nearest neighbour.
+    """Questions drawn at random, each with its first good answer, that of its nearest neighbour and
+    that of a question far from it in the list.
 
     The neighbour has the same `topic` where one of the drawn questions has; the vectors of
     `embed_questions`, unit [N, D], say which is the nearest. The arguments are those of `run`.
@@ -199,10 +205,12 @@ def make_cases(
     np.fill_diagonal(same, False)
     allowed = np.where(same.any(axis=1, keepdims=True), same, True)
     others = calibration.nearest(vectors, 1, allowed)[:, 0]
-    return [
-        Case(record["question"], answer, chosen[other][1], language, max_characters, number)
-        for number, ((record, answer), other) in enumerate(zip(chosen, others, strict=True))
-    ]
+    cases = []
+    for number, ((record, answer), other) in enumerate(zip(chosen, others, strict=True)):
+        unrelated = chosen[(number + len(chosen) // 2) % len(chosen)][1]
+        texts = record["question"], answer, chosen[other][1], unrelated
+        cases.append(Case(*texts, language, max_characters, number))
+    return cases
 
 
 def texts(cases: Sequence[Case]) -> dict[str, list[str]]:

@@ -22,11 +22,13 @@ GENUINE = {
     "en": "Nights after a separation are hard. Start with a fixed hour to get up. Then rest.",
 }
 OTHER = {"zh": "离婚不是一个人的错。先照顾好孩子。", "en": "A divorce has two sides. Breathe."}
+UNRELATED = {"zh": "考前睡足比多背一页更有用。", "en": "Sleep before the exam. It helps."}
 
 
 def _case(language="zh", size=SIZE, number=0, **changes):
     texts = {
         "question": QUESTION[language], "genuine": GENUINE[language], "other": OTHER[language],
+        "unrelated": UNRELATED[language],
     }  # fmt: skip
     return probes.Case(**(texts | changes), language=language, max_characters=size, number=number)
 
@@ -44,7 +46,7 @@ def test_each_probe_is_what_it_says(language):
     assert made["empty"] == ""
     assert set(made["tags_only"].split()) == set(chain_of_empathy.TAGS)
     assert made["injection_alone"] == own["demand"][0]
-    assert made["injection_other"] == f"{case.other}\n{own['demand'][0]}"
+    assert made["injection_other"] == f"{case.unrelated}\n{own['demand'][0]}"
     assert made["injection_genuine"] == f"{case.genuine}\n{own['demand'][0]}"
     assert made["repetition"].split("\n") == [case.genuine] * made["repetition"].count(case.genuine)
     assert made["repetition"].count(case.genuine) >= 2
@@ -74,7 +76,7 @@ def test_phrases_take_turns():
 @pytest.mark.parametrize("language", ["zh", "en"])
 @pytest.mark.parametrize("size", [120, 400])
 def test_what_a_probe_adds_to_a_long_text_is_visible(language, size):
-    long = {name: text * 40 for name, text in (("genuine", GENUINE[language]), ("other", "好。"))}
+    long = {"genuine": GENUINE[language] * 40, "unrelated": "好。" * 40}
     case = _case(language, size, question=QUESTION[language] * 20, **long)
     own = probe_phrases.PHRASES[language]
     visible = {name: column[0][:size] for name, column in probes.texts([case]).items()}
@@ -94,7 +96,7 @@ def test_what_a_probe_adds_to_a_long_text_is_visible(language, size):
     st.sampled_from(["zh", "en"]), st.integers(0, 300), st.integers(0, 9),
 )  # fmt: skip
 def test_any_text_can_be_probed(question, genuine, other, language, size, number):
-    case = probes.Case(question, genuine, other, language, size, number)
+    case = probes.Case(question, genuine, other, other, language, size, number)
     made = probes.texts([case])
     assert all(isinstance(column[0], str) for column in made.values())
     assert made == probes.texts([case])
@@ -142,6 +144,8 @@ def test_the_other_answer_is_of_the_same_topic_or_else_of_the_nearest_question()
     # 0 and 2 share a topic, 1 and 3 do; 4 and 5 take the nearest (3 is as near to 4 as 5).
     assert [case.other for case in cases][:4] == ["a2", "a3", "a0", "a1"]
     assert cases[4].other in ("a3", "a5") and cases[5].other == "a4"
+    # What is unrelated stands half a list away.
+    assert [case.unrelated for case in cases] == ["a3", "a4", "a5", "a0", "a1", "a2"]
     some = probes.make_cases(_records(), _embed, "zh", SIZE, seed=0, limit=3)
     assert len(some) == 3 and all(case.other != case.genuine for case in some)
     assert some == probes.make_cases(_records(), _embed, "zh", SIZE, seed=0, limit=3)
