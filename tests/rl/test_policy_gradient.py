@@ -18,17 +18,17 @@ LOG_RATIO = jnp.asarray(RNG.normal(size=(4, 6)).astype(np.float32))
 LOG_PROBS = jnp.asarray(-RNG.random((4, 6)).astype(np.float32) * 2)
 ADVANTAGES = jnp.asarray(RNG.normal(size=(4, 1)).astype(np.float32))
 
-RATIO = jnp.array([[0.5, 0.9, 1.1, 2.0, 9.0]])
+RATIO = jnp.array([[0.75, 0.9, 1.25, 2.0, 9.0]])
 
 
 @pytest.mark.parametrize(
     ("advantage", "ceiling", "expected"),
     [
-        (1.0, None, [-0.5, -0.9, -1.1, -1.3, -1.3]),
-        (-1.0, None, [0.8, 0.9, 1.1, 2.0, 9.0]),
-        (1.0, 4.0, [-0.5, -0.9, -1.1, -1.3, -1.3]),
-        (-1.0, 4.0, [0.8, 0.9, 1.1, 2.0, 4.0]),
-        (-3.0, 4.0, [2.4, 2.7, 3.3, 6.0, 12.0]),
+        (1.0, None, [-0.75, -0.9, -1.25, -1.3, -1.3]),
+        (-1.0, None, [0.8, 0.9, 1.25, 2.0, 9.0]),
+        (1.0, 4.0, [-0.75, -0.9, -1.25, -1.3, -1.3]),
+        (-1.0, 4.0, [0.8, 0.9, 1.25, 2.0, 4.0]),
+        (-3.0, 4.0, [2.4, 2.7, 3.75, 6.0, 12.0]),
         (0.0, 4.0, [0.0] * 5),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_completion_may_have_one_ratio_or_one_advantage():
 def test_cispo_by_hand(variant):
     loss = variant(functools.partial(pg.cispo, clip_high=1.0))
     log_probs = jnp.full((1, 5), -0.5)
-    expected = [0.25, 0.45, 0.55, 1.0, 1.0]  # the ratio, at most 2, times 0.5
+    expected = [0.375, 0.45, 0.625, 1.0, 1.0]  # the ratio, at most 2, times 0.5
     for advantage in (1.0, -2.0):
         actual = loss(jnp.log(RATIO), log_probs, jnp.array([[advantage]]))
         np.testing.assert_allclose(actual, advantage * np.array([expected]), rtol=1e-6)
