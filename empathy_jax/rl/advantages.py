@@ -1,4 +1,4 @@
-"""Advantages of sampled completions over the others of their group.
+"""Advantages: how much better a completion was than what is expected of its question.
 
 Q questions, G completions of each question (a group), R reward terms. All take and return float32.
 """
@@ -38,6 +38,49 @@ def group_centered(rewards: Float[Array, "*terms Q G"]) -> Float[Array, "*terms 
         )
     rewards = rewards.astype(jnp.float32)
     return rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+
+
+def leave_one_out(rewards: Float[Array, "*terms Q G"]) -> Float[Array, "*terms Q G"]:
+    """Rewards less the mean of the others of their group: A_i = r_i - Σ_{j≠i} r_j / (G - 1).
+
+    RLOO, https://arxiv.org/abs/2402.14740. The baseline does not hold the completion's own reward,
+    so the policy gradient is unbiased; it is G / (G - 1) times that of `group_centered`.
+    """
+    centered = group_centered(rewards)
+    size = rewards.shape[-1]
+    return centered * (size / (size - 1))
+
+
+def batch_scaled(rewards: Float[Array, "Q G"], epsilon: float = EPSILON) -> Float[Array, "Q G"]:
+    """Rewards less their group's mean, over the batch's deviation: A = (r - mean_G(r)) / (std(r) + ε).
+
+    Lite PPO, https://arxiv.org/abs/2508.08221: a group of nearly equal rewards has a std near 0,
+    which blows up its differences; the batch's is steadier. std has ddof 1, as in TRL.
+    """
+    return group_centered(rewards) / (jnp.std(rewards.astype(jnp.float32), ddof=1) + epsilon)
+
+
+def running_baseline(
+    rewards: Float[Array, "Q G"], baseline: Float[Array, ""], decay: float
+) -> tuple[Float[Array, "Q G"], Float[Array, ""]]:
+    """Rewards less a mean over earlier batches: A = r - b;  b' = decay b + (1 - decay) mean(r).
+
+    REINFORCE with a baseline, https://doi.org/10.1007/BF00992696. `b` does not know this batch,
+    so the policy gradient is unbiased, and a group may have one completion. It tells easy
+    questions from good answers less well than a group's own mean.
+
+    Args:
+      rewards: [Q, G].
+      baseline: of the batches before; the mean reward of a first batch, or 0, to begin with.
+      decay: in [0, 1); the baseline remembers about 1 / (1 - decay) batches.
+
+    Returns:
+      The advantages [Q, G] and the baseline for the next batch.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
+    rewards = rewards.astype(jnp.float32)
+    return rewards - baseline, decay * baseline + (1.0 - decay) * jnp.mean(rewards)
 
 
 def per_reward(

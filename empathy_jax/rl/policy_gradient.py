@@ -1,130 +1,95 @@
-"""Per-token policy-gradient losses, KL estimators and the ways to aggregate them.
+"""Policy-gradient losses of each token, before they are aggregated.
 
-B completions, T tokens. Everything per token is [B, T] and float32. Aggregations return
-(sum, count); the loss is their quotient, taken once after microbatches and devices are summed.
-Outside the mask every argument must be finite (the engine stores 0 there).
+B completions, T tokens. A `log_ratio` is [B, T], or [B, 1] for one per completion, from `ratios`;
+advantages likewise, from `advantages`. Outside the mask every argument must be finite.
 """
 
+import jax
 import jax.numpy as jnp
 
-from empathy_jax import masked
 from empathy_jax.types import Array, Bool, Float
-
-SumCount = tuple[Float[Array, ""], Float[Array, ""]]
-
-
-def log_ratio(
-    log_probs: Float[Array, "B T"], old_log_probs: Float[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """Log of the importance ratio of each token: log π(y_t) - log π_old(y_t)."""
-    return log_probs.astype(jnp.float32) - old_log_probs.astype(jnp.float32)
 
 
 def clipped_surrogate(
-    log_probs: Float[Array, "B T"],
-    old_log_probs: Float[Array, "B T"],
+    log_ratio: Float[Array, "B #T"],
     advantages: Float[Array, "B #T"],
     clip_low: float,
     clip_high: float,
-) -> Float[Array, "B T"]:
-    """PPO's clipped loss of each token: -min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A).
+    ceiling: float | None = None,
+) -> Float[Array, "B #T"]:
+    """PPO's clipped loss: -min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), ρ at most `ceiling`.
 
     PPO, https://arxiv.org/abs/1707.06347; a clip_high above clip_low is DAPO's clip-higher,
-    https://arxiv.org/abs/2503.14476.
+    https://arxiv.org/abs/2503.14476; a `ceiling` is the two-sided clip of INTELLECT-2,
+    https://arxiv.org/abs/2505.07291: where A < 0 PPO bounds no large ρ, and one such token can
+    outweigh a batch.
 
     Args:
-      log_probs: of the policy being trained, [B, T]; gradients flow through it.
-      old_log_probs: of the policy that sampled, [B, T].
-      advantages: [B, T], or [B, 1] for one per completion.
+      log_ratio: log ρ, [B, T] or [B, 1]; gradients flow through it.
+      advantages: [B, T] or [B, 1].
       clip_low, clip_high: distances from 1, both >= 0.
+      ceiling: largest ρ (TRL's `delta`), above 1 + clip_high; None for no bound.
+
+    Returns:
+      The losses, [B, T]; [B, 1] where both arguments are.
     """
-    ratio = jnp.exp(log_ratio(log_probs, old_log_probs))
+    _check(clip_low, clip_high, ceiling)
+    ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    if ceiling is not None:
+        ratio = jnp.minimum(ratio, ceiling)
     return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 
 def is_clipped(
-    log_probs: Float[Array, "B T"],
-    old_log_probs: Float[Array, "B T"],
+    log_ratio: Float[Array, "B #T"],
     advantages: Float[Array, "B #T"],
     clip_low: float,
     clip_high: float,
-) -> Bool[Array, "B T"]:
-    """True where `clipped_surrogate` has no gradient because its clip is in force."""
-    ratio = jnp.exp(log_ratio(log_probs, old_log_probs))
+    ceiling: float | None = None,
+) -> tuple[Bool[Array, "B #T"], Bool[Array, "B #T"]]:
+    """Where `clipped_surrogate` has no gradient: since ρ is too low, and since it is too high.
+
+    Too low: ρ < 1 - clip_low with A < 0. Too high: ρ > 1 + clip_high with A > 0, or ρ > ceiling
+    with A < 0.
+    """
+    _check(clip_low, clip_high, ceiling)
+    ratio = jnp.exp(log_ratio)
     too_low = (ratio < 1.0 - clip_low) & (advantages < 0)
     too_high = (ratio > 1.0 + clip_high) & (advantages > 0)
-    return too_low | too_high
+    if ceiling is not None:
+        too_high |= (ratio > ceiling) & (advantages < 0)
+    return too_low, too_high
 
 
-def kl_k1(
-    log_probs: Float[Array, "B T"], ref_log_probs: Float[Array, "B T"]
+def cispo(
+    log_ratio: Float[Array, "B #T"],
+    log_probs: Float[Array, "B T"],
+    advantages: Float[Array, "B #T"],
+    clip_high: float,
 ) -> Float[Array, "B T"]:
-    """KL(π ‖ π_ref) estimated by log π - log π_ref: unbiased, of high variance, may be negative.
+    """REINFORCE with a bounded importance weight: -sg(min(ρ, 1 + clip_high)) A log π.
 
-    http://joschu.net/blog/kl-approx.html. For reporting, or inside a reward. As a loss it
-    regularises nothing: its expected gradient on-policy is E[∇ log π] = 0.
-    """
-    return log_ratio(log_probs, ref_log_probs)
-
-
-def kl_k2(
-    log_probs: Float[Array, "B T"], ref_log_probs: Float[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """KL(π ‖ π_ref) estimated by ½ (log π - log π_ref)²: biased, of low variance, never negative.
-
-    http://joschu.net/blog/kl-approx.html. As a loss its on-policy gradient is that of the true KL
-    (https://arxiv.org/abs/2510.01555).
-    """
-    return 0.5 * jnp.square(log_ratio(log_probs, ref_log_probs))
-
-
-def kl_k3(
-    log_probs: Float[Array, "B T"], ref_log_probs: Float[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """KL(π ‖ π_ref) estimated by e^d - 1 - d, d = log π_ref - log π: unbiased, never negative.
-
-    http://joschu.net/blog/kl-approx.html; the KL of GRPO (https://arxiv.org/abs/2402.03300). Its
-    value is unbiased, but as a loss its on-policy gradient is that of KL(π_ref ‖ π) instead.
-    """
-    difference = log_ratio(ref_log_probs, log_probs)
-    return jnp.expm1(difference) - difference
-
-
-def sequence_mean_token_mean(
-    values: Float[Array, "B T"], loss_mask: Bool[Array, "B T"]
-) -> SumCount:
-    """Mean over each completion's tokens, summed over completions; count: completions.
-
-    GRPO, https://arxiv.org/abs/2402.03300. A long completion's tokens weigh less each. Completions
-    without a counted token (masked out, or padding of the batch) are not counted.
-    """
-    return jnp.sum(masked.masked_mean(values, loss_mask, axis=-1)), _completions(loss_mask)
-
-
-def token_mean(values: Float[Array, "B T"], loss_mask: Bool[Array, "B T"]) -> SumCount:
-    """Sum over all tokens; count: tokens. Every token weighs the same.
-
-    DAPO, https://arxiv.org/abs/2503.14476.
-    """
-    return masked.masked_sum(values, loss_mask), masked.masked_count(values, loss_mask)
-
-
-def constant_length(
-    values: Float[Array, "B T"], loss_mask: Bool[Array, "B T"], length: int
-) -> SumCount:
-    """Sum over all tokens divided by a constant length; count: completions.
-
-    Dr. GRPO, https://arxiv.org/abs/2503.20783: dividing by a completion's own length favours short
-    good answers and long bad ones.
+    CISPO, https://arxiv.org/abs/2506.13585. The weight is clipped and not the token's update, so
+    rare tokens that grow likely fast (the turns of a chain of thought) go on learning.
 
     Args:
-      values: [B, T].
-      loss_mask: [B, T].
-      length: the same number throughout the run, usually the largest completion length.
+      log_ratio: log ρ, [B, T] or [B, 1]; no gradient flows through it.
+      log_probs: of the policy being trained, [B, T]; gradients flow through it.
+      advantages: [B, T] or [B, 1].
+      clip_high: distance from 1, >= 0. TRL's and ScaleRL's bound is 1 + clip_high (theirs: 5).
     """
-    return masked.masked_sum(values, loss_mask) / length, _completions(loss_mask)
+    _check(0.0, clip_high, None)
+    weight = jnp.minimum(jnp.exp(jax.lax.stop_gradient(log_ratio)), 1.0 + clip_high)
+    return -weight * advantages * log_probs.astype(jnp.float32)
 
 
-def _completions(loss_mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.any(loss_mask, axis=-1), dtype=jnp.float32)
+def _check(clip_low: float, clip_high: float, ceiling: float | None) -> None:
+    if not 0.0 <= clip_low <= 1.0:
+        raise ValueError(f"clip_low is {clip_low}; the ratio's distance below 1 is in [0, 1]")
+    if clip_high < 0.0:
+        raise ValueError(f"clip_high is {clip_high}; the ratio's distance above 1 is at least 0")
+    if ceiling is not None and ceiling <= 1.0 + clip_high:
+        raise ValueError(
+            f"ceiling is {ceiling}; it must be above 1 + clip_high = {1.0 + clip_high}, or None"
+        )

@@ -31,13 +31,13 @@ from empathy_jax.metric_writer import Recorder
 from empathy_jax.models import decoder
 from empathy_jax.models.attention import causal_mask
 from empathy_jax.optimizer import make_optimizer
-from empathy_jax.rl import policy_gradient
+from empathy_jax.rl import aggregation, kl, policy_gradient, ratios
 from empathy_jax.training import common, completions, inputs, rollouts
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.common import TrainState
 from empathy_jax.training.scorer import load_scorer
 
-KL = {"k1": policy_gradient.kl_k1, "k2": policy_gradient.kl_k2, "k3": policy_gradient.kl_k3}
+KL = {"k2": kl.kl_k2, "k3": kl.kl_k3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,30 +140,31 @@ def loss_fn(
     mask = batch["loss_mask"]
     old = batch.get("old_log_probs", jax.lax.stop_gradient(log_probs))
     clip = (settings.clip_low, settings.clip_high)
-    surrogate = policy_gradient.clipped_surrogate(log_probs, old, batch["advantages"], *clip)
-    kl = KL[settings.kl_estimator](log_probs, batch["ref_log_probs"])
-    per_token = surrogate + settings.kl_weight * kl
+    log_ratio = ratios.token_log_ratio(log_probs, old)
+    surrogate = policy_gradient.clipped_surrogate(log_ratio, batch["advantages"], *clip)
+    penalty = KL[settings.kl_estimator](log_probs, batch["ref_log_probs"])
+    per_token = surrogate + settings.kl_weight * penalty
     total, count = aggregate(per_token, mask, settings)
-    clipped = policy_gradient.is_clipped(log_probs, old, batch["advantages"], *clip)
+    too_low, too_high = policy_gradient.is_clipped(log_ratio, batch["advantages"], *clip)
     gap = jnp.abs(log_probs - batch["sampler_log_probs"])
     sums = {
         "count": count,
         "tokens": masked.masked_count(log_probs, mask),
-        "kl": masked.masked_sum(policy_gradient.kl_k3(log_probs, batch["ref_log_probs"]), mask),
+        "kl": masked.masked_sum(kl.kl_k3(log_probs, batch["ref_log_probs"]), mask),
         "entropy": masked.masked_sum(entropy, mask),
-        "clip_fraction": masked.masked_sum(clipped.astype(jnp.float32), mask),
+        "clip_fraction": masked.masked_sum((too_low | too_high).astype(jnp.float32), mask),
         "sampler_gap": masked.masked_sum(gap, mask),
     }
     return total, jax.tree.map(jax.lax.stop_gradient, sums)
 
 
-def aggregate(values: jax.Array, mask: jax.Array, settings: Settings) -> policy_gradient.SumCount:
+def aggregate(values: jax.Array, mask: jax.Array, settings: Settings) -> aggregation.SumCount:
     """Sum and count by `config.rl.aggregation`."""
     if settings.aggregation == "sequence_mean":
-        return policy_gradient.sequence_mean_token_mean(values, mask)
+        return aggregation.sequence_mean_token_mean(values, mask)
     if settings.aggregation == "token_mean":
-        return policy_gradient.token_mean(values, mask)
-    return policy_gradient.constant_length(values, mask, settings.max_completion_tokens)
+        return aggregation.token_mean(values, mask)
+    return aggregation.constant_length(values, mask, settings.max_completion_tokens)
 
 
 def update_fn(
