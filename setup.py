@@ -54,6 +54,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "test": [
+            "accelerate==1.15.0",  # trl needs it
             "beartype>=0.21",
             "chex>=0.1.90",
             "hypothesis>=6",
@@ -63,6 +64,7 @@ setup(
             "ruff>=0.15",
             "sentence-transformers>=6",  # the oracle of the contrastive losses and of the export
             "torch==2.13.0",  # the oracle of the model tests; never imported by the package
+            "trl==1.16.0",  # the oracle of the policy-gradient losses, by a private method: pinned
         ],
     },
     entry_points={"console_scripts": ["empathy_jax = empathy_jax.main:cli"]},

@@ -1,149 +1,123 @@
-"""Policy-gradient losses against TRL's formulas in torch, exact expectations and hand numbers."""
+"""Policy-gradient losses: hand-computed numbers, and which tokens keep a gradient.
+
+`test_trl.py` compares the same functions with TRL's.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from empathy_jax.rl import policy_gradient as pg
+from empathy_jax.rl import ratios
 
 RNG = np.random.default_rng(0)
-LOG_PROBS, OLD, REF = jnp.asarray(-RNG.random((3, 4, 6)).astype(np.float32) * 2)
+LOG_RATIO = jnp.asarray(RNG.normal(size=(4, 6)).astype(np.float32))
+LOG_PROBS = jnp.asarray(-RNG.random((4, 6)).astype(np.float32) * 2)
 ADVANTAGES = jnp.asarray(RNG.normal(size=(4, 1)).astype(np.float32))
-MASK = jnp.arange(6) < jnp.array([6, 1, 4, 0])[:, None]
 
-
-def to_torch(x):
-    return torch.tensor(np.array(x))
-
-
-def trl_token_loss(log_probs, beta=0.04):
-    """The per-token loss of TRL's GRPOTrainer, from its formulas."""
-    old, ref, advantages = map(to_torch, (OLD, REF, ADVANTAGES))
-    coef = torch.exp(log_probs - old)
-    clipped = torch.clamp(coef, 1 - 0.2, 1 + 0.28)
-    loss = -torch.min(coef * advantages, clipped * advantages)
-    kl = torch.exp(ref - log_probs) - (ref - log_probs) - 1
-    return loss + beta * kl
-
-
-def our_token_loss(log_probs, beta=0.04):
-    surrogate = pg.clipped_surrogate(log_probs, OLD, ADVANTAGES, 0.2, 0.28)
-    return surrogate + beta * pg.kl_k3(log_probs, REF)
-
-
-TRL_AGGREGATIONS = {
-    "grpo": lambda x, m: ((x * m).sum(-1) / m.sum(-1).clamp(min=1.0)).mean(),
-    "dapo": lambda x, m: (x * m).sum() / m.sum().clamp(min=1.0),
-    "dr_grpo": lambda x, m: (x * m).sum() / (x.size(0) * 6),
-}
-OUR_AGGREGATIONS = {
-    "grpo": pg.sequence_mean_token_mean,
-    "dapo": pg.token_mean,
-    "dr_grpo": lambda x, m: pg.constant_length(x, m, 6),
-}
-
-
-@pytest.mark.parametrize("name", TRL_AGGREGATIONS)
-def test_loss_and_gradient_match_trl(name):
-    rows = slice(0, 3)  # TRL also counts completions that are wholly masked; we do not
-    mask = to_torch(MASK[rows]).float()
-    log_probs = to_torch(LOG_PROBS).requires_grad_()
-    expected = TRL_AGGREGATIONS[name](trl_token_loss(log_probs)[rows], mask)
-    expected.backward()
-
-    def loss(log_probs):
-        total, count = OUR_AGGREGATIONS[name](our_token_loss(log_probs), MASK)
-        return total / count
-
-    actual, gradient = jax.value_and_grad(loss)(LOG_PROBS)
-    np.testing.assert_allclose(actual, expected.item(), rtol=1e-5)
-    np.testing.assert_allclose(gradient, log_probs.grad, atol=1e-6)
-
-
-def test_clipped_surrogate_by_hand():
-    ratio = jnp.array([[0.5, 0.9, 1.1, 2.0]])
-    zeros = jnp.zeros((1, 4))
-
-    def loss(advantage):
-        return pg.clipped_surrogate(jnp.log(ratio), zeros, jnp.array([[advantage]]), 0.2, 0.3)[0]
-
-    np.testing.assert_allclose(loss(1.0), [-0.5, -0.9, -1.1, -1.3], rtol=1e-6)
-    np.testing.assert_allclose(loss(-1.0), [0.8, 0.9, 1.1, 2.0], rtol=1e-6)
-
-
-def test_is_clipped_marks_exactly_the_tokens_without_gradient():
-    def total(log_probs):
-        return jnp.sum(pg.clipped_surrogate(log_probs, OLD, ADVANTAGES, 0.2, 0.28))
-
-    gradient = jax.grad(total)(LOG_PROBS)
-    clipped = pg.is_clipped(LOG_PROBS, OLD, ADVANTAGES, 0.2, 0.28)
-    assert 0 < np.sum(clipped) < clipped.size
-    np.testing.assert_array_equal(clipped, gradient == 0)
-
-
-def test_on_policy_gradient_is_the_plain_policy_gradient():
-    gradient = jax.grad(
-        lambda x: jnp.sum(pg.clipped_surrogate(x, LOG_PROBS, ADVANTAGES, 0.2, 0.2))
-    )(LOG_PROBS)
-    np.testing.assert_allclose(gradient, np.broadcast_to(-ADVANTAGES, LOG_PROBS.shape), rtol=1e-6)
-
-
-# Exact expectations over a distribution of 5 outcomes.
-LOGITS, REF_LOGITS = jnp.asarray(RNG.normal(size=(2, 1, 5)).astype(np.float32))
-
-
-def expected_estimate(estimator, logits):
-    """E_π of the estimate, π held fixed where it only weighs the outcomes."""
-    log_probs, ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(REF_LOGITS)
-    weights = jax.lax.stop_gradient(jnp.exp(log_probs))
-    return jnp.sum(weights * estimator(log_probs, ref))
-
-
-def kl(a, b):
-    return jnp.sum(jnp.exp(a) * (a - b))
-
-
-def true_kl(logits):
-    return kl(jax.nn.log_softmax(logits), jax.nn.log_softmax(REF_LOGITS))
-
-
-def reverse_kl(logits):
-    return kl(jax.nn.log_softmax(REF_LOGITS), jax.nn.log_softmax(logits))
-
-
-@pytest.mark.parametrize("estimator", [pg.kl_k1, pg.kl_k3])
-def test_k1_and_k3_are_unbiased(estimator):
-    np.testing.assert_allclose(expected_estimate(estimator, LOGITS), true_kl(LOGITS), rtol=1e-5)
+RATIO = jnp.array([[0.75, 0.9, 1.25, 2.0, 9.0]])
 
 
 @pytest.mark.parametrize(
-    ("estimator", "objective"),
-    [(pg.kl_k1, lambda x: 0.0 * jnp.sum(x)), (pg.kl_k2, true_kl), (pg.kl_k3, reverse_kl)],
+    ("advantage", "ceiling", "expected"),
+    [
+        (1.0, None, [-0.75, -0.9, -1.25, -1.3, -1.3]),
+        (-1.0, None, [0.8, 0.9, 1.25, 2.0, 9.0]),
+        (1.0, 4.0, [-0.75, -0.9, -1.25, -1.3, -1.3]),
+        (-1.0, 4.0, [0.8, 0.9, 1.25, 2.0, 4.0]),
+        (-3.0, 4.0, [2.4, 2.7, 3.75, 6.0, 12.0]),
+        (0.0, 4.0, [0.0] * 5),
+    ],
 )
-def test_expected_gradient_as_a_loss_is_what_the_docstring_says(estimator, objective):
-    actual = jax.grad(lambda x: expected_estimate(estimator, x))(LOGITS)
-    np.testing.assert_allclose(actual, jax.grad(objective)(LOGITS), atol=1e-6)
+def test_clipped_surrogate_by_hand(variant, advantage, ceiling, expected):
+    loss = functools.partial(pg.clipped_surrogate, clip_low=0.2, clip_high=0.3, ceiling=ceiling)
+    actual = variant(loss)(jnp.log(RATIO), jnp.array([[advantage]]))
+    np.testing.assert_allclose(actual, [expected], rtol=1e-6)
 
 
-def test_k2_and_k3_are_never_negative():
-    assert np.all(pg.kl_k2(LOG_PROBS, REF) >= 0) and np.all(pg.kl_k3(LOG_PROBS, REF) >= 0)
-    np.testing.assert_allclose(pg.kl_k2(LOG_PROBS, REF), (LOG_PROBS - REF) ** 2 / 2, rtol=1e-5)
+def test_is_clipped_by_hand(variant):
+    masks = variant(functools.partial(pg.is_clipped, clip_low=0.2, clip_high=0.3, ceiling=4.0))
+    log_ratio = jnp.log(jnp.concatenate([RATIO, RATIO, RATIO]))
+    too_low, too_high = masks(log_ratio, jnp.array([[1.0], [-1.0], [0.0]]))
+    np.testing.assert_array_equal(too_low, [[0] * 5, [1, 0, 0, 0, 0], [0] * 5])
+    np.testing.assert_array_equal(too_high, [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0] * 5])
 
 
-def test_aggregations_by_hand():
-    values = jnp.array([[1.0, 3.0, 99.0], [4.0, 99.0, 99.0], [99.0, 99.0, 99.0]])
-    mask = jnp.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
-    assert [float(x) for x in pg.sequence_mean_token_mean(values, mask)] == [6.0, 2.0]
-    assert [float(x) for x in pg.token_mean(values, mask)] == [8.0, 3.0]
-    assert [float(x) for x in pg.constant_length(values, mask, 4)] == [2.0, 2.0]
+@pytest.mark.parametrize("ceiling", [None, 1.5])
+def test_is_clipped_marks_exactly_the_tokens_without_gradient(ceiling):
+    limits = {"clip_low": 0.2, "clip_high": 0.28, "ceiling": ceiling}
+    gradient = jax.grad(lambda x: jnp.sum(pg.clipped_surrogate(x, ADVANTAGES, **limits)))(LOG_RATIO)
+    too_low, too_high = pg.is_clipped(LOG_RATIO, ADVANTAGES, **limits)
+    assert np.any(too_low) and np.any(too_high) and not np.any(too_low & too_high)
+    np.testing.assert_array_equal(too_low | too_high, gradient == 0)
 
 
-@pytest.mark.parametrize("name", OUR_AGGREGATIONS)
-def test_microbatches_add_up_to_the_batch(name):
-    aggregate = OUR_AGGREGATIONS[name]
-    values = LOG_PROBS
-    parts = [aggregate(values[i : i + 1], MASK[i : i + 1]) for i in range(4)]
-    whole = aggregate(values, MASK)
-    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+def test_a_completion_may_have_one_ratio_or_one_advantage():
+    """[B, 1] and [B, T] arguments mix: repeated over the tokens they give the same."""
+    per_token, per_completion = LOG_RATIO, LOG_RATIO[:, :1]
+    advantages = jnp.broadcast_to(ADVANTAGES, LOG_RATIO.shape)
+    limits = (0.2, 0.28, 3.0)
+    np.testing.assert_array_equal(
+        pg.clipped_surrogate(per_token, ADVANTAGES, *limits),
+        pg.clipped_surrogate(per_token, advantages, *limits),
+    )
+    short = pg.clipped_surrogate(per_completion, ADVANTAGES, *limits)
+    assert short.shape == (4, 1)
+    repeated = jnp.broadcast_to(per_completion, LOG_RATIO.shape)
+    for actual in (short, pg.clipped_surrogate(per_completion, advantages, *limits)):
+        np.testing.assert_array_equal(
+            jnp.broadcast_to(actual, LOG_RATIO.shape),
+            pg.clipped_surrogate(repeated, advantages, *limits),
+        )
+
+
+def test_cispo_by_hand(variant):
+    loss = variant(functools.partial(pg.cispo, clip_high=1.0))
+    log_probs = jnp.full((1, 5), -0.5)
+    expected = [0.375, 0.45, 0.625, 1.0, 1.0]  # the ratio, at most 2, times 0.5
+    for advantage in (1.0, -2.0):
+        actual = loss(jnp.log(RATIO), log_probs, jnp.array([[advantage]]))
+        np.testing.assert_allclose(actual, advantage * np.array([expected]), rtol=1e-6)
+
+
+def test_cispo_learns_from_every_token_with_a_bounded_weight():
+    def total(log_probs):
+        log_ratio = ratios.token_log_ratio(log_probs, LOG_PROBS - LOG_RATIO)
+        return jnp.sum(pg.cispo(log_ratio, log_probs, ADVANTAGES, 0.5))
+
+    weight = np.minimum(np.exp(LOG_RATIO), 1.5)
+    assert np.any(weight == 1.5) and np.any(weight < 1.5)
+    np.testing.assert_allclose(jax.grad(total)(LOG_PROBS), -weight * ADVANTAGES, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clipped_surrogate", "cispo"])
+def test_on_policy_gradient_is_the_plain_policy_gradient(name):
+    def total(log_probs):
+        log_ratio = ratios.on_policy_log_ratio(log_probs)
+        if name == "cispo":
+            return jnp.sum(pg.cispo(log_ratio, log_probs, ADVANTAGES, 0.2))
+        return jnp.sum(pg.clipped_surrogate(log_ratio, ADVANTAGES, 0.2, 0.2))
+
+    gradient = jax.grad(total)(LOG_PROBS)
+    np.testing.assert_allclose(gradient, np.broadcast_to(-ADVANTAGES, LOG_PROBS.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ((-0.1, 0.2), "clip_low is -0.1"),
+        ((1.1, 0.2), "clip_low is 1.1"),
+        ((0.2, -0.1), "clip_high is -0.1"),
+        ((0.2, 0.5, 1.5), "ceiling is 1.5; it must be above 1 \\+ clip_high = 1.5"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(limits, message):
+    for function in (pg.clipped_surrogate, pg.is_clipped):
+        with pytest.raises(ValueError, match=message):
+            function(LOG_RATIO, ADVANTAGES, *limits)
+    if limits[1] < 0:
+        with pytest.raises(ValueError, match=message):
+            pg.cispo(LOG_RATIO, LOG_PROBS, ADVANTAGES, limits[1])
