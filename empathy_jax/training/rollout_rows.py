@@ -55,7 +55,7 @@ def pack_rollouts(
     Returns:
       Per place of a row, [R, T]: tokens, targets, loss_mask (the completions' places), segment_ids,
       positions, and `slots`, the inverse of `places`: the place's index in the row's P prompt places
-      followed by its G · C completion tokens.
+      followed by its G · C completion tokens, -1 in padding.
       Per prompt place, [R, P]: prompt_mask.
       Per completion's token, [R, G, C]: `places` (the place in the row, 0 where there is no token),
       completion_mask, sampler_log_probs. Per completion: completion_ids [R, G], its index in
@@ -153,7 +153,7 @@ def _empty(
         "loss_mask": np.zeros((rows, width), bool),
         "segment_ids": np.zeros((rows, width), np.int32),
         "positions": np.zeros((rows, width), np.int32),
-        "slots": np.zeros((rows, width), np.int32),
+        "slots": np.full((rows, width), -1, np.int32),
         "prompt_mask": np.zeros((rows, prompt_width), bool),
         "places": np.zeros(per_token, np.int32),
         "completion_mask": np.zeros(per_token, bool),
