@@ -42,6 +42,7 @@ def token_log_probs_from_hidden(
     chunk_size: int,
     temperature: float = 1.0,
     loss_mask: Bool[Array, "B T"] | None = None,
+    entropy_gradient: bool = True,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each target and entropy of each position, without the [B, T, V] logits.
 
@@ -56,6 +57,7 @@ def token_log_probs_from_hidden(
       chunk_size: positions whose logits a device holds at a time, at least 1.
       temperature: logits are divided by it, so that RL sees the distribution that was sampled.
       loss_mask: the positions that are wanted; all if not given.
+      entropy_gradient: false where the entropy is only reported, which saves its backward pass.
 
     Returns:
       (log_probs, entropy), each [B, T] in float32; 0 where `loss_mask` is false.
@@ -89,6 +91,7 @@ def token_log_probs_from_hidden(
         live_chunks,
         chunk_size,
         temperature,
+        entropy_gradient,
     )
     log_probs, entropy = (
         permute(x, inverse, counted, order, is_first).reshape(batch, length)

@@ -20,7 +20,7 @@ from empathy_jax.types import Array, Float, Int
 Outputs = tuple[Array, Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def chunked_log_probs(
     table: Float[Array, "V D"],
     hidden: Float[Array, "S N D"],
@@ -28,6 +28,7 @@ def chunked_log_probs(
     live_chunks: Int[Array, ""],
     chunk_size: int,
     temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Float[Array, "S N"], Float[Array, "S N"]]:
     """Log-probability of each target and entropy of each position, in float32.
 
@@ -38,8 +39,11 @@ def chunked_log_probs(
         live_chunks: how many chunks are computed; the positions after them get 0.
         chunk_size: M, a divisor of N.
         temperature: τ.
+        entropy_gradient: whether the entropy is differentiated; otherwise g_H is taken to be 0.
     """
-    return _forward(table, hidden, targets, live_chunks, chunk_size, temperature)[0]
+    return _forward(table, hidden, targets, live_chunks, chunk_size, temperature, entropy_gradient)[
+        0
+    ]
 
 
 def _forward(
@@ -49,6 +53,7 @@ def _forward(
     live_chunks: Array,
     chunk_size: int,
     temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Outputs, tuple[Array, ...]]:
     def add_chunk(index: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         z, at = _logits(table, hidden, index, chunk_size, temperature)
@@ -70,7 +75,11 @@ def _forward(
 
 
 def _backward(
-    chunk_size: int, temperature: float, residuals: tuple[Array, ...], gradients: Outputs
+    chunk_size: int,
+    temperature: float,
+    entropy_gradient: bool,
+    residuals: tuple[Array, ...],
+    gradients: Outputs,
 ) -> tuple:
     table, hidden, targets, live_chunks, normaliser, entropy = residuals
     to_log_probs, to_entropy = gradients
@@ -80,10 +89,11 @@ def _backward(
         z, at = _logits(table, hidden, index, chunk_size, temperature)
         log_p = z - at(normaliser)[..., None]
         is_target = jnp.arange(z.shape[-1]) == at(targets)[..., None]
-        to_z = at(to_log_probs)[..., None] * is_target - jnp.exp(log_p) * (
-            at(to_log_probs)[..., None]
-            + at(to_entropy)[..., None] * (log_p + at(entropy)[..., None])
-        )
+        to_p = at(to_log_probs)[..., None]
+        to_z = to_p * is_target
+        if entropy_gradient:
+            to_p += at(to_entropy)[..., None] * (log_p + at(entropy)[..., None])
+        to_z -= jnp.exp(log_p) * to_p
         to_z = (to_z / temperature).astype(table.dtype)
         to_table += jnp.einsum("SMV,SMD->VD", to_z, at(hidden), preferred_element_type=jnp.float32)
         new = jnp.einsum("SMV,VD->SMD", to_z, table)

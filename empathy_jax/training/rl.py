@@ -28,11 +28,10 @@ from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
 from empathy_jax.evaluation.calibration import mean_and_error
 from empathy_jax.metric_writer import Recorder
-from empathy_jax.models import decoder
-from empathy_jax.models.attention import causal_mask
+from empathy_jax.models import decoder, shared_prompt
 from empathy_jax.optimizer import make_optimizer
 from empathy_jax.rl import policy_gradient
-from empathy_jax.training import common, completions, inputs, rollouts
+from empathy_jax.training import common, completions, inputs, rollout_rows, rollouts
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.common import TrainState
 from empathy_jax.training.scorer import load_scorer
@@ -42,7 +41,10 @@ KL = {"k1": policy_gradient.kl_k1, "k2": policy_gradient.kl_k2, "k3": policy_gra
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the loss reads of `config.rl`, and the sampling temperature."""
+    """What the loss reads of `config.rl`, and the sampling temperature.
+
+    In the config `rows_per_pass` counts completions; an update counts the rows that they are packed in.
+    """
 
     clip_low: float
     clip_high: float
@@ -103,17 +105,35 @@ def log_probs_fn(
     config: decoder.DecoderConfig,
     temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and entropy at each target of padded rows, each [B, T]."""
+    """Log-probability and entropy of each completion's tokens, [R · G, C] each, 0 where none is.
+
+    Args:
+      variables: see `common.join`.
+      batch: rows of `rollout_rows.pack_rollouts`.
+      config: the architecture.
+      temperature: of the sampler. The entropy is for reports and has no gradient.
+    """
+    layout = shared_prompt.from_batch(batch)
     hidden, _ = decoder.hidden_states(
         variables["params"],
         config,
         batch["tokens"],
         batch["positions"],
-        causal_mask(batch["segment_ids"]),
+        layout,
         lora=variables.get("lora"),
     )
-    return losses.token_log_probs_from_hidden(
-        variables["params"], config, hidden, batch["targets"], common.LOGIT_CHUNK, temperature
+    log_probs, entropy = losses.token_log_probs_from_hidden(
+        variables["params"],
+        config,
+        hidden,
+        batch["targets"],
+        common.LOGIT_CHUNK,
+        temperature,
+        batch["loss_mask"],
+        entropy_gradient=False,
+    )
+    return shared_prompt.per_completion(log_probs, layout), shared_prompt.per_completion(
+        entropy, layout
     )
 
 
@@ -128,33 +148,40 @@ def loss_fn(
 
     Args:
       trainable, frozen: see `common.join`.
-      batch: tokens, targets, loss_mask, segment_ids, positions, sampler_log_probs, ref_log_probs
-        and old_log_probs [B, T]; advantages [B, 1]. Where `old_log_probs` is absent the policy is
-        taken to be the one that sampled.
+      batch: rows of `rollout_rows.pack_rollouts`, with ref_log_probs and old_log_probs [R, G, C].
+        Where `old_log_probs` is absent the policy is taken to be the one that sampled.
       config: the architecture.
       settings: see `Settings`.
     """
     log_probs, entropy = log_probs_fn(
         common.join(trainable, frozen), batch, config, settings.temperature
     )
-    mask = batch["loss_mask"]
-    old = batch.get("old_log_probs", jax.lax.stop_gradient(log_probs))
+    names = ("completion_mask", "advantages", "ref_log_probs", "sampler_log_probs", "old_log_probs")
+    # One row per completion, as all losses have it.
+    of = {name: _rows(batch[name]) for name in names if name in batch}
+    mask, advantages, ref_log_probs = (of[name] for name in names[:3])
+    old = of.get("old_log_probs", jax.lax.stop_gradient(log_probs))
     clip = (settings.clip_low, settings.clip_high)
-    surrogate = policy_gradient.clipped_surrogate(log_probs, old, batch["advantages"], *clip)
-    kl = KL[settings.kl_estimator](log_probs, batch["ref_log_probs"])
+    surrogate = policy_gradient.clipped_surrogate(log_probs, old, advantages, *clip)
+    kl = KL[settings.kl_estimator](log_probs, ref_log_probs)
     per_token = surrogate + settings.kl_weight * kl
     total, count = aggregate(per_token, mask, settings)
-    clipped = policy_gradient.is_clipped(log_probs, old, batch["advantages"], *clip)
-    gap = jnp.abs(log_probs - batch["sampler_log_probs"])
+    clipped = policy_gradient.is_clipped(log_probs, old, advantages, *clip)
+    gap = jnp.abs(log_probs - of["sampler_log_probs"])
     sums = {
         "count": count,
         "tokens": masked.masked_count(log_probs, mask),
-        "kl": masked.masked_sum(policy_gradient.kl_k3(log_probs, batch["ref_log_probs"]), mask),
+        "kl": masked.masked_sum(policy_gradient.kl_k3(log_probs, ref_log_probs), mask),
         "entropy": masked.masked_sum(entropy, mask),
         "clip_fraction": masked.masked_sum(clipped.astype(jnp.float32), mask),
         "sampler_gap": masked.masked_sum(gap, mask),
     }
     return total, jax.tree.map(jax.lax.stop_gradient, sums)
+
+
+def _rows(values: jax.Array) -> jax.Array:
+    """[R, G, C] to one row per completion, [R · G, C]."""
+    return values.reshape(-1, values.shape[-1])
 
 
 def aggregate(values: jax.Array, mask: jax.Array, settings: Settings) -> policy_gradient.SumCount:
@@ -201,9 +228,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout = sharding.make_layout(config.mesh)
     mesh = layout.mesh
     rows_per_update = config.batch_size * config.rl.group_size // config.rl.minibatches
-    sharding.check_rows(
-        min(config.rl.rows_per_pass, rows_per_update), mesh, "config.rl.rows_per_pass"
+    per_pass = min(config.rl.rows_per_pass, rows_per_update)
+    sharding.check_rows(per_pass, mesh, "config.rl.rows_per_pass")
+    per_row = rollout_rows.completions_per_row(
+        config.rl.group_size, per_pass, sharding.batch_parts(mesh)
     )
+    settings = dataclasses.replace(settings, rows_per_pass=per_pass // per_row)
 
     # Data, policy and reward model.
     records = inputs.read_questions(config, folder)
@@ -264,7 +294,15 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     def learn(
         state: TrainState, prompts: list[list[int]], done: Any, advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        host = rollouts.training_rows(prompts, done, advantages.ravel(), pad_id)
+        host = rollout_rows.pack_rollouts(
+            prompts[:: config.rl.group_size],
+            done.tokens,
+            done.log_probs,
+            done.lengths,
+            advantages.ravel(),
+            per_row,
+            pad_id,
+        )
         batch = common.put_batch(host, mesh)
         # Programs that do not wait for one another may deadlock in their collectives on CPU devices.
         batch["ref_log_probs"] = jax.block_until_ready(log_probs(reference, batch))
@@ -363,15 +401,13 @@ def rows_log_probs(
     temperature: float,
     rows: int,
 ) -> jax.Array:
-    """Log-probabilities [B, T] of the targets, `rows` rows at a time."""
-    names = ("tokens", "targets", "segment_ids", "positions")
-    return jax.lax.map(
-        lambda row: log_probs_fn(
-            variables, jax.tree.map(lambda leaf: leaf[None], row), config, temperature
-        )[0][0],
-        {name: batch[name] for name in names},
-        batch_size=rows,
-    )
+    """Log-probabilities [R, G, C] of the completions' tokens, `rows` rows at a time."""
+
+    def of_pass(part: dict[str, jax.Array]) -> jax.Array:
+        log_probs, _ = log_probs_fn(variables, part, config, temperature)
+        return log_probs.reshape(part["places"].shape)
+
+    return common.map_passes(of_pass, batch, rows)
 
 
 def paired_gain(folder: Path) -> dict[str, float]:

@@ -19,6 +19,7 @@ A place of a completion sees the prompt and what stands before it in its own seg
 the tokens of each are found.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,31 +88,18 @@ def pack_rollouts(
     return packed
 
 
-def completions_per_row(
-    group_size: int,
-    max_prompt_tokens: int,
-    max_completion_tokens: int,
-    row_tokens: int,
-    multiple_of: int = 1,
-) -> int:
-    """How many completions of a question share a row: as many as always fit `row_tokens`.
+def completions_per_row(group_size: int, completions_per_pass: int, devices: int = 1) -> int:
+    """How many completions of a question share a row, where a pass may hold so many completions.
 
-    It depends on the limits and not on what was sampled, so the number of rows of a batch is fixed.
+    A pass is then a whole number of rows on each device, and a question a whole number of rows, so the
+    number of rows of a batch is fixed.
 
     Args:
       group_size: completions of a question.
-      max_prompt_tokens, max_completion_tokens: the longest there can be.
-      row_tokens: places that a row may have; a single completion may exceed it.
-      multiple_of: into how many equal parts the rows of one question must be divisible.
-
-    Returns:
-      The largest divisor of `group_size` / `multiple_of` that fits, at least 1.
+      completions_per_pass: the memory bound, over all devices.
+      devices: that hold different rows.
     """
-    if group_size % multiple_of:
-        raise ValueError(f"{group_size} completions cannot be cut into {multiple_of} equal parts")
-    room = max(row_tokens - max_prompt_tokens + 1, 0) // max_completion_tokens
-    each = group_size // multiple_of
-    return max(n for n in range(1, each + 1) if each % n == 0 and n <= max(room, 1))
+    return math.gcd(group_size, max(completions_per_pass // devices, 1))
 
 
 def bucket(length: int, per_octave: int) -> int:

@@ -4,14 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from empathy_jax.generation.engine import Completions
 from empathy_jax.rl import advantages as advantages_lib
 from empathy_jax.rl import rewards
 from empathy_jax.training.scorer import Scorer
 
 # Choices of config.rl.threshold, and where calibration.json holds each.
 THRESHOLDS = {"balanced": "threshold", "pass_rate": "pass_rate_threshold"}
-LENGTH_STEP = 256  # padded lengths are multiples of this, so that few shapes are compiled
 
 
 def score(rows: list[dict], scorer: Scorer, config: ConfigDict) -> dict[str, np.ndarray]:
@@ -116,42 +114,6 @@ def group_advantages(terms: dict[str, np.ndarray], config: ConfigDict) -> np.nda
     if config.rl.advantage == "dr_grpo":
         return np.asarray(advantages_lib.group_centered(total))
     return np.asarray(advantages_lib.group_relative(total))
-
-
-def training_rows(
-    prompts: list[list[int]], done: Completions, advantages: np.ndarray, pad_id: int
-) -> dict[str, np.ndarray]:
-    """Padded rows of prompt and completion with the loss on the completion's tokens.
-
-    Args:
-      prompts: token ids, one list per completion.
-      done: the engine's `Completions`.
-      advantages: [N].
-      pad_id: fills the rows to a multiple of LENGTH_STEP.
-    """
-    rows = len(prompts)
-    longest = max(len(p) + int(n) for p, n in zip(prompts, done.lengths, strict=True)) - 1
-    width = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    shape = (rows, width)
-    batch = {
-        "tokens": np.full(shape, pad_id, np.int32),
-        "targets": np.full(shape, pad_id, np.int32),
-        "loss_mask": np.zeros(shape, bool),
-        "segment_ids": np.zeros(shape, np.int32),
-        "positions": np.tile(np.arange(width, dtype=np.int32), (rows, 1)),
-        "sampler_log_probs": np.zeros(shape, np.float32),
-        "advantages": np.asarray(advantages, np.float32).reshape(rows, 1),
-    }
-    for row, prompt in enumerate(prompts):
-        count = int(done.lengths[row])
-        ids = np.concatenate([prompt, done.tokens[row, :count]])
-        place = slice(len(prompt) - 1, ids.size - 1)
-        batch["tokens"][row, : ids.size - 1] = ids[:-1]
-        batch["targets"][row, : ids.size - 1] = ids[1:]
-        batch["segment_ids"][row, : ids.size - 1] = 1
-        batch["loss_mask"][row, place] = True
-        batch["sampler_log_probs"][row, place] = done.log_probs[row, :count]
-    return batch
 
 
 def measure(

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax import files, main
+from empathy_jax import files, losses, main
 from empathy_jax.models import decoder
-from empathy_jax.training import common, rl
+from empathy_jax.models.attention import causal_mask
+from empathy_jax.training import common, rl, rollout_rows
 from tests.training import tiny_runs, update_steps
 
 SETTINGS = rl.Settings(
@@ -23,22 +24,24 @@ SETTINGS = rl.Settings(
 )
 
 
-def _batch(seed: int, **more) -> dict[str, np.ndarray]:
-    """Random rows as `rollouts.training_rows` makes them, with a reference's log-probs."""
+def _batch(seed: int, per_row: int = 2, questions: int = 8, group_size: int = 2) -> dict:
+    """Random rollouts in rows, with a reference's log-probs."""
     random = np.random.default_rng(seed)
-    batch = update_steps.packed_batch(seed)
-    ends = random.integers(6, 15, 8)[:, None]
-    places = np.arange(16)
-    return {
-        **batch,
-        "segment_ids": (places < ends).astype(np.int32),
-        "positions": np.tile(places, (8, 1)).astype(np.int32),
-        "loss_mask": (places >= 4) & (places < ends),
-        "sampler_log_probs": -random.random((8, 16)).astype(np.float32),
-        "ref_log_probs": -random.random((8, 16)).astype(np.float32) - 3.5,
-        "advantages": random.normal(size=(8, 1)).astype(np.float32),
-        **more,
-    }
+    prompts = [random.integers(0, 64, random.integers(1, 9)).tolist() for _ in range(questions)]
+    count = questions * group_size
+    tokens = random.integers(0, 64, (count, 12)).astype(np.int32)
+    rows = rollout_rows.pack_rollouts(
+        prompts,
+        tokens,
+        -random.random((count, 12)),
+        random.integers(1, 13, count),
+        random.normal(size=count),
+        per_row,
+        0,
+    )
+    reference = (-random.random((count, 64)) - 3.5)[rows["completion_ids"]]
+    reference = np.where(rows["completion_mask"], reference, 0)
+    return rows | {"ref_log_probs": reference.astype(np.float32)}
 
 
 def _run(place, batches, config=update_steps.DECODER, settings=SETTINGS):
@@ -59,6 +62,58 @@ def test_one_device_equals_eight():
     assert len(update_steps.moved(start, one)) == len(jax.tree.leaves(start))
 
 
+def _alone(params, batch, config, temperature):
+    """Log-probs and entropies of each completion behind a prompt of its own, without any packing."""
+    made = []
+    for row, member in np.ndindex(batch["completion_ids"].shape):
+        prompt = batch["prompt_mask"][row].sum()
+        mask = batch["completion_mask"][row, member]
+        places = np.concatenate([np.arange(prompt), batch["places"][row, member][mask]])
+        tokens = jnp.asarray(batch["tokens"][row, places])[None]
+        positions = jnp.arange(len(places))[None]
+        hidden, _ = decoder.hidden_states(
+            params, config, tokens, positions, causal_mask(jnp.ones_like(tokens))
+        )
+        logits = decoder.logits(params, config, hidden[0, prompt:]) / temperature
+        targets = jnp.asarray(batch["targets"][row, places[prompt:]])
+        values = losses.token_log_probs(logits, targets), losses.token_entropy(logits)
+        made.append([jnp.pad(value, (0, len(mask) - len(targets))) for value in values])
+    return tuple(jnp.stack(values) for values in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
+def test_shared_prompts_equal_a_prompt_for_each(params, aggregation, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, aggregation=aggregation)
+    host = _batch(6, questions=2, group_size=4, per_row=4)
+    batch = update_steps.as_jax(host)
+    random = np.random.default_rng(0)
+    shift = random.uniform(-0.4, 0.4, host["places"].shape) * host["completion_mask"]
+    batch["old_log_probs"] = (
+        rl.rows_log_probs({"params": params}, batch, update_steps.DECODER, 0.8, 2) + shift
+    )
+
+    def loss_and_gradient():
+        return jax.value_and_grad(rl.loss_fn, has_aux=True)(
+            {"params": params}, batch, {}, update_steps.DECODER, settings
+        )
+
+    shared = loss_and_gradient()
+    monkeypatch.setattr(
+        rl, "log_probs_fn", lambda variables, _, *rest: _alone(variables["params"], host, *rest)
+    )
+    update_steps.assert_same(shared, loss_and_gradient(), 1e-5)
+
+
+def test_one_row_per_completion_equals_one_per_question():
+    """However a group is cut into rows, the update is the same."""
+    place = update_steps.layout(1, 1, 1)
+    made = [
+        _run(place, [_batch(7, per_row, questions=2, group_size=4)])[0] for per_row in (4, 2, 1)
+    ]
+    update_steps.assert_same(made[0], made[1], 1e-5)
+    update_steps.assert_same(made[0], made[2], 1e-5)
+
+
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
 def test_rows_in_passes_equal_the_whole_batch(aggregation):
     settings = dataclasses.replace(SETTINGS, aggregation=aggregation)
@@ -77,28 +132,35 @@ def params():
 
 
 def test_loss_by_numpy(params):
-    batch = _batch(2)
+    batch = _batch(2, questions=4)
+    mask = batch["completion_mask"].reshape(8, -1)
     log_probs, entropy = (
         np.asarray(x, np.float64)
         for x in rl.log_probs_fn(
             {"params": params}, update_steps.as_jax(batch), update_steps.DECODER, 0.8
         )
     )
-    batch["old_log_probs"] = (log_probs + np.linspace(-0.6, 0.6, 16)).astype(np.float32)
+    shift = np.resize(np.linspace(-0.6, 0.6, 12), mask.shape)
+    batch["old_log_probs"] = np.where(mask, log_probs + shift, 0).astype(np.float32)
+    batch["old_log_probs"] = batch["old_log_probs"].reshape(batch["places"].shape)
     total, sums = rl.loss_fn(
         {"params": params}, update_steps.as_jax(batch), {}, update_steps.DECODER, SETTINGS
     )
-    mask, advantages = batch["loss_mask"], batch["advantages"]
-    ratio = np.exp(log_probs - batch["old_log_probs"])
+    old, reference, sampled = (
+        batch[name].reshape(mask.shape)
+        for name in ("old_log_probs", "ref_log_probs", "sampler_log_probs")
+    )
+    advantages = batch["advantages"].reshape(8, 1)
+    ratio = np.exp(log_probs - old)
     surrogate = -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
-    difference = batch["ref_log_probs"] - log_probs
+    difference = reference - log_probs
     kl = np.exp(difference) - 1 - difference
     per_row = ((surrogate + 0.1 * kl) * mask).sum(axis=1) / mask.sum(axis=1)
     assert float(total) == pytest.approx(per_row.sum(), rel=1e-4)
     assert float(sums["count"]) == 8 and float(sums["tokens"]) == mask.sum()
     assert float(sums["kl"]) == pytest.approx((kl * mask).sum(), rel=1e-4)
     assert float(sums["entropy"]) == pytest.approx((entropy * mask).sum(), rel=1e-4)
-    gap = np.abs(log_probs - batch["sampler_log_probs"])
+    gap = np.abs(log_probs - sampled)
     assert float(sums["sampler_gap"]) == pytest.approx((gap * mask).sum(), rel=1e-4)
     low, high = (ratio < 0.8) & (advantages < 0), (ratio > 1.2) & (advantages > 0)
     assert float(sums["clip_fraction"]) == ((low | high) & mask).sum() > 0
@@ -111,7 +173,10 @@ def test_on_policy_gradient_is_the_policy_gradient(params):
 
     def reinforce(params):
         log_probs, _ = rl.log_probs_fn({"params": params}, batch, update_steps.DECODER, 0.8)
-        return -jnp.sum(jnp.where(batch["loss_mask"], log_probs * batch["advantages"], 0))
+        mask, advantages = (
+            batch[name].reshape(len(log_probs), -1) for name in ("completion_mask", "advantages")
+        )
+        return -jnp.sum(jnp.where(mask, log_probs * advantages, 0))
 
     def loss(params):
         return rl.loss_fn({"params": params}, batch, {}, update_steps.DECODER, settings)[0]
@@ -123,9 +188,10 @@ def test_log_probs_in_passes_equal_all_at_once(params):
     batch = update_steps.as_jax(_batch(4))
     variables, config = {"params": params}, update_steps.DECODER
     whole, _ = rl.log_probs_fn(variables, batch, config, 0.8)
-    for rows in (3, 8):
+    for rows in (1, 2, 8):
         parts = rl.rows_log_probs(variables, batch, config, 0.8, rows)
-        np.testing.assert_allclose(parts, whole, atol=1e-5)
+        assert parts.shape == batch["places"].shape
+        np.testing.assert_allclose(parts.reshape(whole.shape), whole, atol=1e-5)
 
 
 def test_adapters_start_at_the_reference_and_leave_it(params):

@@ -113,16 +113,15 @@ def test_lengths_are_bucketed():
 
 
 @pytest.mark.parametrize(
-    ("row_tokens", "multiple_of", "expected"),
-    [(10_000, 1, 8), (64 + 8 * 128 - 1, 1, 8), (64 + 7 * 128, 1, 4), (100, 1, 1), (10_000, 4, 2)],
+    ("group_size", "per_pass", "devices", "expected"),
+    [(8, 64, 1, 8), (8, 2, 1, 2), (8, 12, 1, 4), (8, 3, 1, 1), (8, 16, 8, 2), (6, 24, 4, 6)],
 )
-def test_completions_of_a_row_fit_the_budget(row_tokens, multiple_of, expected):
-    found = rollout_rows.completions_per_row(8, 64, 128, row_tokens, multiple_of)
+def test_a_pass_is_whole_rows_of_whole_groups(group_size, per_pass, devices, expected):
+    found = rollout_rows.completions_per_row(group_size, per_pass, devices)
     assert found == expected
+    assert group_size % found == 0 and per_pass % (found * devices) == 0
 
 
 def test_groups_that_cannot_be_dealt_are_refused():
     with pytest.raises(ValueError, match="3 completions of 1 questions cannot be dealt 2"):
         pack([[1]], [[1], [2], [3]], 2)
-    with pytest.raises(ValueError, match="8 completions cannot be cut into 3"):
-        rollout_rows.completions_per_row(8, 64, 128, 1000, 3)

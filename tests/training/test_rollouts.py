@@ -11,48 +11,9 @@ from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.generation import engine
 from empathy_jax.models import decoder
-from empathy_jax.training import completions, rl, rollouts
+from empathy_jax.training import completions, rl, rollout_rows, rollouts
 from empathy_jax.training.common import Model
 from tests.training import update_steps
-
-PAD = 9
-
-
-def _done(*rows, width=6):
-    """Completions of given tokens; log-probs are minus token / 10."""
-    tokens = np.full((len(rows), width), PAD, np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = row
-    lengths = np.array([len(row) for row in rows])
-    filled = np.arange(width) < lengths[:, None]
-    log_probs = np.where(filled, -tokens / 10, 0).astype(np.float32)
-    return engine.Completions(tokens, log_probs, lengths, np.ones(len(rows), bool))
-
-
-def test_rows_hold_exactly_the_completions_as_targets():
-    prompts = [[1, 2, 3], [4]]
-    batch = rollouts.training_rows(prompts, _done([5, 6, 7], [8]), np.array([0.5, -1]), PAD)
-    assert batch["tokens"].shape == (2, rollouts.LENGTH_STEP)
-    assert batch["tokens"][0, :6].tolist() == [1, 2, 3, 5, 6, PAD]
-    assert batch["targets"][0, :6].tolist() == [2, 3, 5, 6, 7, PAD]
-    assert batch["loss_mask"][0, :6].tolist() == [False, False, True, True, True, False]
-    assert batch["segment_ids"][0, :6].tolist() == [1, 1, 1, 1, 1, 0]
-    assert batch["tokens"][1, :2].tolist() == [4, PAD]
-    assert batch["loss_mask"][1, :2].tolist() == [True, False]
-    for row, made in enumerate(([5, 6, 7], [8])):
-        mask = batch["loss_mask"][row]
-        assert batch["targets"][row][mask].tolist() == made
-        np.testing.assert_allclose(batch["sampler_log_probs"][row][mask], -np.array(made) / 10)
-    assert batch["advantages"].tolist() == [[0.5], [-1]]
-    assert batch["positions"][1, :3].tolist() == [0, 1, 2]
-
-
-def test_rows_are_as_long_as_the_longest_asks():
-    step = rollouts.LENGTH_STEP
-    exact = rollouts.training_rows([[1] * step], _done([2]), np.zeros(1), PAD)
-    assert exact["tokens"].shape == (1, step) and exact["loss_mask"][0, -1]
-    longer = rollouts.training_rows([[1] * step], _done([2, 3]), np.zeros(1), PAD)
-    assert longer["tokens"].shape == (1, 2 * step)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -77,19 +38,19 @@ def test_the_samplers_log_probs_are_the_trainers(lora_rank):
         lora=variables.get("lora"),
     )
     assert len(set(done.lengths.tolist())) > 1
-    repeated = [prompt for prompt in prompts for _ in range(4)]
-    batch = rollouts.training_rows(repeated, done, np.zeros(8), 0)
-    config = dataclasses.replace(config, max_positions=512)
+    batch = rollout_rows.pack_rollouts(
+        prompts, done.tokens, done.log_probs, done.lengths, np.zeros(8), 2, 0
+    )
     log_probs, entropy = jax.jit(rl.log_probs_fn, static_argnames=("config", "temperature"))(
         variables, update_steps.as_jax(batch), config=config, temperature=0.7
     )
-    mask = batch["loss_mask"]
+    mask = batch["completion_mask"].reshape(log_probs.shape)
+    sampled = batch["sampler_log_probs"].reshape(log_probs.shape)
     assert mask.sum() == done.lengths.sum()
-    gap = np.abs(np.asarray(log_probs) - batch["sampler_log_probs"])[mask]
-    assert gap.max() < 1e-4
+    assert np.abs(np.asarray(log_probs) - sampled)[mask].max() < 1e-4
     # At another temperature they are not the same, so the comparison says something.
     cold, _ = rl.log_probs_fn(variables, update_steps.as_jax(batch), config, 1.0)
-    assert np.abs(np.asarray(cold) - batch["sampler_log_probs"])[mask].max() > 0.05
+    assert np.abs(np.asarray(cold) - sampled)[mask].max() > 0.05
     assert np.all(np.asarray(entropy)[mask] >= 0)
 
 
