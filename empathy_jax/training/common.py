@@ -429,13 +429,7 @@ def accumulate(
     size = jax.tree.leaves(batch)[0].shape[0]
     if size <= rows:
         return grad_fn(trainable, batch)
-    if size % rows:
-        raise ValueError(
-            f"a batch of {size} rows cannot be taken {rows} at a time; choose a divisor"
-        )
-    parts = jax.tree.map(
-        lambda leaf: leaf.reshape(rows, size // rows, *leaf.shape[1:]).swapaxes(0, 1), batch
-    )
+    parts = _in_passes(batch, rows)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(lambda a, b: a + b, total, grad_fn(trainable, part)), None
@@ -445,6 +439,27 @@ def accumulate(
         jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda leaf: leaf[0], parts)),
     )
     return jax.lax.scan(add, zeros, parts)[0]
+
+
+def map_passes(function: Callable[[Any], Any], batch: Any, rows: int) -> Any:
+    """`function` of a batch [B, ...] to results [B, ...], `rows` rows at a time as in `accumulate`."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size <= rows:
+        return function(batch)
+    made = jax.lax.map(function, _in_passes(batch, rows))
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(size, *leaf.shape[2:]), made)
+
+
+def _in_passes(batch: Any, rows: int) -> Any:
+    """Arrays [B, ...] as [B / rows, rows, ...], rows taken with a stride."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % rows:
+        raise ValueError(
+            f"a batch of {size} rows cannot be taken {rows} at a time; choose a divisor"
+        )
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(rows, size // rows, *leaf.shape[1:]).swapaxes(0, 1), batch
+    )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

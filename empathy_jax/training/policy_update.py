@@ -21,9 +21,9 @@ import optax
 from jax.sharding import Mesh
 
 from empathy_jax import losses, masked
-from empathy_jax.models import decoder
+from empathy_jax.models import decoder, shared_prompt
 from empathy_jax.rl import aggregation, corrections, kl, overlong, policy_gradient, ratios
-from empathy_jax.training import common, rollout_rows
+from empathy_jax.training import common
 from empathy_jax.training.common import TrainState
 from empathy_jax.training.rl_settings import Settings
 
@@ -37,26 +37,39 @@ LOG_WEIGHTS = {"token": corrections.token_log_weight, "sequence": corrections.se
 
 
 def log_probs_fn(
-    variables: dict[str, Any], batch: Batch, config: decoder.DecoderConfig, temperature: float
+    variables: dict[str, Any],
+    batch: Batch,
+    config: decoder.DecoderConfig,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and entropy at each completion token of packed rows, each [R, G, C]."""
-    segment_ids = batch["segment_ids"]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    prompt = (segment_ids[:, :, None] > 0) & (segment_ids[:, None, :] == rollout_rows.PROMPT)
-    not_later = jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
-    mask = (same | prompt) & not_later
+    """Log-probability and entropy at each completion token, each [N, C], 0 where there is none.
+
+    Args:
+      variables: see `common.join`.
+      batch: rows of `rollout_rows.pack_rollouts`.
+      config: the architecture.
+      temperature: of the sampler.
+      entropy_gradient: whether the entropy is learnt from; else it is only reported.
+    """
+    layout = shared_prompt.from_batch(batch)
     params, lora = variables["params"], variables.get("lora")
     tokens, positions = batch["tokens"], batch["positions"]
-    hidden, _ = decoder.hidden_states(params, config, tokens, positions, mask, lora=lora)
-    found = losses.token_log_probs_from_hidden(
-        params, config, hidden, batch["targets"], common.LOGIT_CHUNK, temperature
+    hidden, _ = decoder.hidden_states(params, config, tokens, positions, layout, lora=lora)
+    log_probs, entropy = losses.token_log_probs_from_hidden(
+        params,
+        config,
+        hidden,
+        batch["targets"],
+        common.LOGIT_CHUNK,
+        temperature,
+        batch["loss_mask"],
+        entropy_gradient=entropy_gradient,
     )
-    places = batch["places"]
-    flat = places.reshape(len(places), -1)
-    log_probs, entropy = (
-        jnp.take_along_axis(values, flat, axis=1).reshape(places.shape) for values in found
+    return (
+        shared_prompt.per_completion(log_probs, layout),
+        shared_prompt.per_completion(entropy, layout),
     )
-    return log_probs, entropy
 
 
 def rows_log_probs(
@@ -67,13 +80,12 @@ def rows_log_probs(
     rows: int,
 ) -> jax.Array:
     """Log-probabilities [R, G, C] of completion tokens, `rows` rows at a time."""
-    return jax.lax.map(
-        lambda row: log_probs_fn(
-            variables, jax.tree.map(lambda leaf: leaf[None], row), config, temperature
-        )[0][0],
-        batch,
-        batch_size=rows,
-    )
+
+    def of_pass(part: Batch) -> jax.Array:
+        log_probs, _ = log_probs_fn(variables, part, config, temperature)
+        return log_probs.reshape(part["places"].shape)
+
+    return common.map_passes(of_pass, batch, rows)
 
 
 def kl_term(batch: Batch, settings: Settings) -> dict[str, np.ndarray]:
@@ -116,8 +128,9 @@ def loss_fn(
       settings: see `Settings`.
     """
     variables = common.join(trainable, frozen)
-    log_probs, entropy = log_probs_fn(variables, batch, config, settings.temperature)
-    log_probs, entropy = (_by_completion(values) for values in (log_probs, entropy))
+    log_probs, entropy = log_probs_fn(
+        variables, batch, config, settings.temperature, settings.entropy_target > 0
+    )
     names = ("completion_mask", "sampler_log_probs", "advantages", "ref_log_probs", "old_log_probs")
     parts = {name: _by_completion(batch[name]) for name in names if name in batch}
     mask = parts["completion_mask"]

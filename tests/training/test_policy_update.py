@@ -112,8 +112,8 @@ def test_a_shared_prompt_changes_nothing():
 def given_log_probs(monkeypatch):
     """`loss_fn` reads log-probabilities and entropies from the trainable tree: no model runs."""
 
-    def log_probs_fn(variables, batch, config, temperature):
-        return variables["log_probs"], variables["entropy"]
+    def log_probs_fn(variables, batch, config, temperature, entropy_gradient):
+        return tuple(variables[name].reshape(8, -1) for name in ("log_probs", "entropy"))
 
     monkeypatch.setattr(policy_update, "log_probs_fn", log_probs_fn)
 
@@ -235,7 +235,7 @@ def test_log_probs_in_passes_equal_all_at_once(params):
     batch = update_steps.as_jax(_batch(4))
     variables, config = {"params": params}, update_steps.DECODER
     whole = policy_update.log_probs_fn(variables, batch, config, 0.8)[0]
-    for rows in (3, 8):
+    for rows in (2, 8):
         parts = policy_update.rows_log_probs(variables, batch, config, 0.8, rows)
         assert parts.shape == batch["places"].shape
         np.testing.assert_allclose(parts.reshape(whole.shape), whole, atol=1e-5)
