@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ SETTINGS = Settings(
     max_completion_tokens=16,
     limits=Limits(0.0, 0.0, 0.0, 1),
 )
+LEAVING_OUT = dataclasses.replace(SETTINGS, overlong_filter=True)
 
 
 def _batch(seed: int, per_row: int = 1, **more) -> dict[str, np.ndarray]:
@@ -77,32 +79,34 @@ def _close(one, other, atol):
 # --- the update, on its own ---
 
 
-def test_one_device_equals_eight():
+@functools.cache
+def _whole():
+    """Two updates on one device, all rows at once, with completions left out."""
     batches = [_batch(0), _batch(1)]
-    one = _run(update_steps.layout(1, 1, 1), batches)
-    eight = _run(update_steps.layout(2, 2, 2), batches)
-    _close(one, eight, 1e-5)
+    assert all(0 < batch["cut_off"].sum() < 8 for batch in batches)
+    return _run(update_steps.layout(1, 1, 1), batches, settings=LEAVING_OUT)
+
+
+def test_one_device_equals_eight():
+    eight = _run(update_steps.layout(2, 2, 2), [_batch(0), _batch(1)], settings=LEAVING_OUT)
+    _close(_whole(), eight, 1e-5)
     assert eight[2]._cache_size() == 1
     start = update_steps.fresh(update_steps.DECODER, update_steps.layout(1, 1, 1))
-    assert len(update_steps.moved(start, one[0])) == len(jax.tree.leaves(start))
+    assert len(update_steps.moved(start, eight[0])) == len(jax.tree.leaves(start))
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
-def test_rows_in_passes_equal_the_whole_batch(aggregation):
-    """Also with completions left out, so that the parts count different numbers."""
-    settings = dataclasses.replace(SETTINGS, aggregation=aggregation, overlong_filter=True)
-    place, batches = update_steps.layout(1, 1, 1), [_batch(0)]
-    assert 0 < batches[0]["cut_off"].sum() < 8
-    whole = _run(place, batches, settings=settings)
-    parts = _run(place, batches, settings=dataclasses.replace(settings, rows_per_pass=1))
-    _close(whole, parts, 1e-6)
+def test_rows_in_passes_equal_the_whole_batch():
+    """The parts count different numbers of completions."""
+    settings = dataclasses.replace(LEAVING_OUT, rows_per_pass=1)
+    parts = _run(update_steps.layout(1, 1, 1), [_batch(0), _batch(1)], settings=settings)
+    _close(_whole(), parts, 2e-6)
 
 
 def test_a_shared_prompt_changes_nothing():
-    place = update_steps.layout(1, 1, 1)
-    one = _run(place, [_batch(0)])
-    two = _run(place, [_batch(0, per_row=2)], settings=dataclasses.replace(SETTINGS))
-    _close(one, two, 1e-5)
+    batches = [_batch(0, per_row=2), _batch(1, per_row=2)]
+    assert batches[0]["places"].shape[:2] == (4, 2)
+    shared = _run(update_steps.layout(1, 1, 1), batches, settings=LEAVING_OUT)
+    _close(_whole(), shared, 1e-5)
 
 
 # --- the loss, as a function of log-probabilities ---
@@ -242,7 +246,9 @@ def test_log_probs_in_passes_equal_all_at_once(params):
 
 
 def test_kl_of_whole_completions():
-    batch = _batch(5, per_row=2)
+    batch = _batch(5)
+    # A question's longest completion comes first.
+    assert batch["completion_ids"].ravel().tolist() != list(range(8))
     batch["old_log_probs"] = batch["ref_log_probs"] + 0.25
     in_reward = dataclasses.replace(SETTINGS, kl_placement="reward", kl_estimator="k1")
     found = policy_update.kl_term(batch, in_reward)["kl"]
@@ -260,7 +266,7 @@ def test_adapters_start_at_the_reference_and_leave_it(params):
     variables = {"params": params, "lora": adapters}
     with_adapters, _ = policy_update.log_probs_fn(variables, batch, config, 0.8)
     np.testing.assert_allclose(base, with_adapters, atol=2e-6)
-    trained, metrics, _ = _run(update_steps.layout(2, 2, 2), [_batch(0), _batch(1)], config)
+    trained, metrics, _ = _run(update_steps.layout(1, 1, 1), [_batch(0), _batch(1)], config)
     assert trained.keys() == {"lora"} and np.isfinite(metrics["loss"])
     assert all(np.any(leaf) for leaf in jax.tree.leaves(trained))
 

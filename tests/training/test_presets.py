@@ -45,6 +45,7 @@ def _config(preset):
             "data.max_completion_tokens": LENGTH,
             **{f"rl.{name}": value for name, value in presets.PRESETS[preset].items()},
             "rl.group_size": 8,
+            "rl.rows_per_pass": 32,
             "rl.overlong_buffer": LENGTH // 4 if preset == "dapo" else 0,
         }
     )
