@@ -192,16 +192,10 @@ def _fields(size: str) -> ConfigDict:
                 "sample_every": 100,  # updates between printed sample completions; 0: never
                 "samples": 16,  # completions per measurement of chain validity
             },
-            "rl": {
+            "rl": {  # docs/policy_gradient.md has the choices and their papers
                 "group_size": 8,  # completions per question
-                "minibatches": 1,  # updates per rollout batch
-                "rows_per_pass": 16,  # completions whose activations are held at a time
-                "advantage": "grpo",  # grpo | dr_grpo | gdpo
-                "clip_low": 0.2,
-                "clip_high": 0.2,
-                "kl_weight": 0.01,
-                "kl_estimator": "k3",  # k2 | k3, in the loss, to the initial policy
-                "aggregation": "sequence_mean",  # sequence_mean | token_mean | constant_length
+                "max_refills": 0,  # rounds that replace groups without signal; 0: off
+                # The reward.
                 "answer_reward": "continuous",  # continuous | binary (the paper's)
                 "threshold": "balanced",  # of binary: balanced (accuracy) | pass_rate, as calibrated
                 "format_weight": 1.0,
@@ -209,6 +203,35 @@ def _fields(size: str) -> ConfigDict:
                 "echo_weight": 0.5,  # charged for copying the question
                 "template_weight": 0.5,  # charged for words that answer other questions too
                 "quality_weight": 0.0,  # of the reward model's head; 0: off
+                "overlong_buffer": 0,  # last tokens over which a charge grows to 1; 0: off
+                "overlong_filter": False,  # leave completions that were cut off out of the loss
+                # The loss.
+                "advantage": "grpo",  # grpo | dr_grpo | rloo | batch_scaled | reinforce | gdpo
+                "baseline_decay": 0.9,  # of reinforce, in [0, 1)
+                "ratio": "token",  # token | sequence | none
+                "surrogate": "clip",  # clip | cispo
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+                "clip_ceiling": 0.0,  # of the ratio where the advantage is negative; 0: off
+                "aggregation": "sequence_mean",  # sequence_mean | token_mean | constant_length
+                "kl_weight": 0.01,  # 0: no reference is computed
+                "kl_estimator": "k3",  # k1 (reward only) | k2 | k3
+                "kl_placement": "loss",  # loss | reward
+                "reference_every": 0,  # steps after which the policy is the reference; 0: never
+                "mismatch": "none",  # none | truncated | masked: weights of sampler and trainer
+                "mismatch_level": "token",  # token | sequence
+                "mismatch_ceiling": 2.0,  # of the weights, 1 or more
+                "entropy_target": 0.0,  # nats a token below which a bonus grows; 0: off
+                # The updates.
+                "minibatches": 1,  # of a rollout batch, one update each
+                "passes": 1,  # over a rollout batch
+                "rows_per_pass": 16,  # completions whose activations are held at a time
+                # What ends a run early; 0: off.
+                "max_kl": 0.0,  # nats a token, from the reference
+                "min_validity": 0.0,  # share of valid chains, once it was above
+                "max_overlap_rise": 0.0,  # of echo or template overlap, while the reward rises
+                "stop_window": 20,  # steps over which these are smoothed
+                # What is written and measured.
                 "rollout_examples": 2,  # whole rollouts written to rollouts.jsonl per step
                 "eval_questions": 16,  # held-out questions, before and after
                 "eval_samples": 4,  # completions of each

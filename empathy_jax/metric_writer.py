@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from empathy_jax import files, resources
+from empathy_jax.compilations import CompilationCounter
 
 
 class MetricWriter:
@@ -109,6 +110,7 @@ class Recorder:
     `seconds` of a step is the time from one push to the next. A step before which something else was
     done (compilation, validation, samples, a checkpoint) has none. `measuring_seconds` of what is
     given to `write` is the time since the call before, with the wait for the step under way.
+    `compilations` of a step counts the programs compiled from one push to the next, whatever for.
     """
 
     def __init__(self, folder: Path, name: str, start: int, steps: int, every: int):
@@ -117,6 +119,7 @@ class Recorder:
         self._progress = Progress(name, steps, every)
         self._every, self._steps = every, steps
         self._pending: tuple[int, Mapping[str, Any], dict[str, float]] | None = None
+        self._compilations = CompilationCounter()
         self._last_call = time.monotonic()
         self._is_undisturbed = False
         if start == 0:
@@ -140,7 +143,9 @@ class Recorder:
         """Note the metrics of `step`, not read yet; write those of the step before."""
         self._write_pending()
         seconds = self._elapsed()
-        self._pending = (step, metrics, {"seconds": seconds} if self._is_undisturbed else {})
+        costs = {"compilations": self._compilations.take()}
+        costs |= {"seconds": seconds} if self._is_undisturbed else {}
+        self._pending = (step, metrics, costs)
         self._is_undisturbed = True
 
     def flush(self) -> None:
@@ -162,19 +167,20 @@ class Recorder:
     def _write_pending(self) -> None:
         if self._pending is None:
             return
-        step, metrics, seconds = self._pending
+        step, metrics, costs = self._pending
         self._pending = None
         fetched = jax.device_get(dict(metrics))
         scalars = {name: float(fetched[name]) for name in sorted(fetched, key=_place)}
         _refuse_non_finite(step, scalars)
         if step % self._every == 0 or step == self._steps:
-            self._writer.write(step, {**scalars, **seconds})
+            self._writer.write(step, {**scalars, **costs})
         self._progress.update(step, scalars)
 
     def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._compilations.close()
         self._progress.close()
         self._writer.close()
         resources.note(self._folder)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax import Array
-from jaxtyping import Bool, Float, Float32, Int, Key, PyTree
+from jaxtyping import Bool, Float, Float32, Int, Key, PyTree, Shaped
 
 Params = Mapping[str, Any]
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Key", "Params", "PyTree"]
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Key", "Params", "PyTree", "Shaped"]

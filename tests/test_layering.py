@@ -26,6 +26,7 @@ FLOORS = (
     ("chain_of_empathy",),
     (
         "checkpoint",
+        "compilations",
         "files",
         "masked",
         "metric_writer",

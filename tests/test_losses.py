@@ -67,6 +67,44 @@ def test_chunked_log_probs_equal_the_whole(chunk_size):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-3), actual, expected)
 
 
+def test_only_what_counts_is_computed():
+    """Gradients are those of the whole under the mask; what does not count may be anything."""
+    params, hidden, targets = head_inputs(batch=3, length=11)
+    mask = jnp.asarray(RNG.random((3, 11)) < 0.3)
+    spoilt = jnp.where(mask[..., None], hidden, jnp.inf)
+
+    def whole(params, hidden):
+        logits = decoder.logits(params, CONFIG, hidden)
+        values = losses.token_log_probs(logits, targets) + losses.token_entropy(logits) ** 2
+        return jnp.sum(jnp.where(mask, values, 0))
+
+    def counted(params, hidden, chunk_size):
+        log_probs, entropy = losses.token_log_probs_from_hidden(
+            params, CONFIG, hidden, targets, chunk_size, loss_mask=mask
+        )
+        return jnp.sum(log_probs + entropy**2), (log_probs, entropy)
+
+    expected = jax.value_and_grad(whole, argnums=(0, 1))(params, hidden)
+    for chunk_size in (1, 4, 100):
+        (total, outputs), gradients = jax.value_and_grad(counted, argnums=(0, 1), has_aux=True)(
+            params, spoilt, chunk_size
+        )
+        for found, wanted in zip(
+            jax.tree.leaves((total, gradients)), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(found, wanted, atol=2e-3)
+        assert all(not np.any(np.asarray(output)[~mask]) for output in outputs)
+
+
+def test_where_nothing_counts_nothing_is_computed():
+    params, hidden, targets = head_inputs()
+    mask = jnp.zeros(targets.shape, bool)
+    log_probs, entropy = losses.token_log_probs_from_hidden(
+        params, CONFIG, hidden * jnp.nan, targets, 4, loss_mask=mask
+    )
+    assert not np.any(log_probs) and not np.any(entropy)
+
+
 def largest_intermediate(jaxpr):
     sizes = [0]
     for equation in jaxpr.eqns:

@@ -31,7 +31,8 @@ def attention(
         v: values [B, S, K, H].
         mask: true where a query may see a key. A query that sees none gets a finite value that
             means nothing.
-        is_causal: whether the mask is known to hide every later key.
+        is_causal: whether the mask is known to hide every later key, where the last query stands at
+            the last key.
 
     Returns:
         [B, T, N, H] in the dtype of `q`.
@@ -79,25 +80,25 @@ def _scored(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 def blockwise_causal_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    mask: Bool[Array, "B T T"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """`attention` under a causal mask, QUERY_BLOCK queries at a time.
+    """`attention` under a causal mask, QUERY_BLOCK queries at a time; the last query has the last key.
 
     A block of queries sees no key that comes after it, so about half of the scores are never
     computed; each block's scores are computed again in the backward pass, so [B, N, T, T] is never
     held. Measured on two CPU cores with T = 2048, 2 heads of 64: 3 to 5
     times as fast, forward and backward, as `jax.nn.dot_product_attention`, in 0.4 of its memory.
     """
-    length = q.shape[1]
+    length, before = q.shape[1], k.shape[1] - q.shape[1]
     grouped, keys, values = _by_kv_head(q, k, v)
     block = jax.checkpoint(_weigh)
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
-        own = grouped[:, :, :, start:end]
-        blocks.append(block(own, keys[:, :, :end], values[:, :, :end], mask[:, start:end, :end]))
+        own, seen = grouped[:, :, :, start:end], before + end
+        blocks.append(block(own, keys[:, :, :seen], values[:, :, :seen], mask[:, start:end, :seen]))
     mixed = jnp.concatenate(blocks, axis=3)
     return jnp.einsum("BKGTH->BTKGH", mixed).reshape(q.shape)
 

@@ -21,6 +21,7 @@ from empathy_jax.models.attention import attention
 from empathy_jax.models.layers import INIT_SCALE, Linear, check_policies, remat
 from empathy_jax.models.parameters import ParamSpec, Row, resolve
 from empathy_jax.models.rope import RopeScaling, apply_rope, rope_angles
+from empathy_jax.models.shared_prompt import SharedPrompt, shared_prompt_attention
 from empathy_jax.types import Array, Bool, Float, Float32, Int, Params
 
 
@@ -196,7 +197,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         angles: tuple[Array, Array],
-        mask: Array,
+        mask: Array | SharedPrompt,
         kv_cache: KVCache | None,
         cache_index: Array | None,
         layer: Array,
@@ -215,7 +216,11 @@ class Attention(nn.Module):
         is_causal = kv_cache is None
         if kv_cache is not None:
             kv_cache, k, v = _through_cache(kv_cache, k, v, cache_index, layer)
-        mixed = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask, is_causal)
+        k, v = k.astype(q.dtype), v.astype(q.dtype)
+        if isinstance(mask, SharedPrompt):
+            mixed = shared_prompt_attention(q, k, v, mask)
+        else:
+            mixed = attention(q, k, v, mask, is_causal)
         out_shape = (config.num_heads, head_dim, width)
         return Linear(config, "NH", "D", out_shape, config.out_bias, name="out")(mixed), kv_cache
 
@@ -264,7 +269,7 @@ class Layer(nn.Module):
         self,
         carry: tuple[Array, KVCache | None],
         angles: tuple[Array, Array],
-        mask: Array,
+        mask: Array | SharedPrompt,
         cache_index: Array | None,
         layer: Array,
     ) -> tuple[tuple[Array, KVCache | None], None]:
@@ -313,7 +318,7 @@ class Decoder(nn.Module):
         self,
         tokens: Array,
         positions: Array,
-        mask: Array,
+        mask: Array | SharedPrompt,
         kv_cache: KVCache | None,
         cache_index: Array | None,
     ) -> tuple[Array, KVCache | None]:
@@ -361,7 +366,7 @@ def hidden_states(
     config: DecoderConfig,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    attention_mask: Bool[Array, "B T S"],
+    attention_mask: Bool[Array, "B T S"] | SharedPrompt,
     *,
     lora: Params | None = None,
     kv_cache: KVCache | None = None,
@@ -375,7 +380,8 @@ def hidden_states(
         tokens: token ids [B, T].
         positions: rotary positions [B, T], from 0 in each packed sequence.
         attention_mask: true where a query may see a key [B, T, S]. Without a cache S = T and no
-            later key may be seen (`causal_mask` makes it); with one, S is the cache's length.
+            later key may be seen (`causal_mask` makes it); with one, S is the cache's length. Rows
+            of completions behind a shared prompt have a `SharedPrompt` instead, and no cache.
         lora: adapter tree, used when `config.lora_rank` is positive.
         kv_cache: cache to read and write; keys and values of `tokens` go to
             [cache_index : cache_index + T] on its S axis.

@@ -29,7 +29,7 @@ from empathy_jax.models.pooling import Embedding
 from empathy_jax.models.rope import RopeScaling
 from empathy_jax.sharding import Layout
 
-STREAMS = {"init": 0, "lora": 1, "sample": 2, "rollout": 3, "evaluate": 4}
+STREAMS = {"init": 0, "lora": 1, "sample": 2, "rollout": 3, "evaluate": 4, "minibatches": 5}
 # The models that a phase takes in: section of the config to the phases of the same WORKDIR that make
 # one when the section's `init` is empty, the preferred phase first.
 MODELS = {
@@ -387,16 +387,25 @@ def restore_state(
     folder: Path, state: TrainState, frozen: dict[str, Any]
 ) -> tuple[int, TrainState]:
     """The newest sound checkpoint of this run as (step, state), or (0, `state`) without one."""
+    step, items = restore_items(folder, checkpoint_items(state, frozen))
+    return step, state_of(items, frozen)
+
+
+def restore_items(folder: Path, items: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The newest sound checkpoint of this run as (step, items like these), or (0, `items`)."""
     step = checkpoint.newest_sound_step(folder)
     if step is None:
-        return 0, state
+        return 0, items
     wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        checkpoint_items(state, frozen),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), items
     )
-    items = checkpoint.restore(folder, step, wanted)
+    return step, checkpoint.restore(folder, step, wanted)
+
+
+def state_of(items: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
+    """The train state in the parts of a checkpoint."""
     trainable = {name: tree for name, tree in items["model"].items() if name not in frozen}
-    return step, TrainState(trainable, items["optimizer"])
+    return TrainState(trainable, items["optimizer"])
 
 
 def accumulate(
@@ -420,13 +429,7 @@ def accumulate(
     size = jax.tree.leaves(batch)[0].shape[0]
     if size <= rows:
         return grad_fn(trainable, batch)
-    if size % rows:
-        raise ValueError(
-            f"a batch of {size} rows cannot be taken {rows} at a time; choose a divisor"
-        )
-    parts = jax.tree.map(
-        lambda leaf: leaf.reshape(rows, size // rows, *leaf.shape[1:]).swapaxes(0, 1), batch
-    )
+    parts = _in_passes(batch, rows)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(lambda a, b: a + b, total, grad_fn(trainable, part)), None
@@ -436,6 +439,27 @@ def accumulate(
         jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda leaf: leaf[0], parts)),
     )
     return jax.lax.scan(add, zeros, parts)[0]
+
+
+def map_passes(function: Callable[[Any], Any], batch: Any, rows: int) -> Any:
+    """`function` of a batch [B, ...] to results [B, ...], `rows` rows at a time as in `accumulate`."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size <= rows:
+        return function(batch)
+    made = jax.lax.map(function, _in_passes(batch, rows))
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(size, *leaf.shape[2:]), made)
+
+
+def _in_passes(batch: Any, rows: int) -> Any:
+    """Arrays [B, ...] as [B / rows, rows, ...], rows taken with a stride."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % rows:
+        raise ValueError(
+            f"a batch of {size} rows cannot be taken {rows} at a time; choose a divisor"
+        )
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(rows, size // rows, *leaf.shape[1:]).swapaxes(0, 1), batch
+    )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

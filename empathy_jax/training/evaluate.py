@@ -27,7 +27,7 @@ from empathy_jax.evaluation import probes, report, text_metrics
 from empathy_jax.evaluation.calibration import mean_and_error
 from empathy_jax.metric_writer import Progress
 from empathy_jax.rl import rewards
-from empathy_jax.training import common, completions, inputs, rollouts
+from empathy_jax.training import common, completions, inputs, reward_terms
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.scorer import Scorer, load_scorer
 
@@ -241,8 +241,8 @@ def probe(questions: Sequence[dict], scorer: Scorer, config: ConfigDict) -> dict
     cosines = probes.score(cases, made, scorer.similarity)
     asked = [case.question for case in cases]
     whole = {
-        name: rollouts.combine_answer(
-            rollouts.answer_terms(asked, made[name], similarity, scorer, config), config
+        name: reward_terms.combine_answer(
+            reward_terms.answer_terms(asked, made[name], similarity, scorer, config), config
         )
         for name, similarity in cosines.items()
     }
@@ -273,7 +273,9 @@ def _measure_answers(
     found = text_metrics.score_answers(asked, texts, references)
     if scorer is not None and texts:
         similarity = scorer.similarity(asked, texts)
-        passes = rewards.binary_answer(similarity, rollouts.threshold(scorer.calibration, config))
+        passes = rewards.binary_answer(
+            similarity, reward_terms.threshold(scorer.calibration, config)
+        )
         found |= {"similarity": similarity, "similarity_passes": passes}
     return found
 

@@ -65,7 +65,13 @@ def loss_fn(
         lora=variables.get("lora"),
     )
     log_probs, _ = losses.token_log_probs_from_hidden(
-        params, config, hidden, batch["targets"], common.LOGIT_CHUNK
+        params,
+        config,
+        hidden,
+        batch["targets"],
+        common.LOGIT_CHUNK,
+        loss_mask=batch["loss_mask"],
+        entropy_gradient=False,
     )
     total, count = losses.cross_entropy_sum(log_probs, batch["loss_mask"])
     if tag_weight:

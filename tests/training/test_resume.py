@@ -27,7 +27,14 @@ REWARD_MODEL = {
     "reward_model.mine_every": 5,
     "reward_model.company": 2,
 }
+# With everything that is carried from step to step.
 RL = {
+    "rl.advantage": "reinforce",
+    "rl.entropy_target": 9.0,
+    "rl.reference_every": 3,
+    "rl.minibatches": 2,
+    "rl.min_validity": 0.01,
+    "rl.stop_window": 4,
     "steps": 6,
     "batch_size": 2,
     "rl.group_size": 2,
@@ -64,9 +71,9 @@ def _go_on(phase, root, values):
     return done
 
 
-def _assert_same_run(one, other, step):
+def _assert_same_run(one, other, step, parts=("model", "optimizer")):
     """Weights, moments and every file for readers agree, bit for bit."""
-    for name in ("model", "optimizer"):
+    for name in parts:
         arrays, others = tiny_runs.arrays(one, step, name), tiny_runs.arrays(other, step, name)
         assert arrays.keys() == others.keys()
         for path, leaf in arrays.items():
@@ -216,7 +223,8 @@ def test_a_killed_rl_repeats_the_undisturbed_run(rl, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "rl" / "summary.json").exists()
     _go_on("rl", tmp_path, values)
-    _assert_same_run(root / "rl", tmp_path / "rl", 6)
+    parts = ("model", "optimizer", "carried", "reference")
+    _assert_same_run(root / "rl", tmp_path / "rl", 6, parts)
     _assert_each_step_once(tmp_path / "rl", 6)
     rows = list(files.read_jsonl(tmp_path / "rl" / "rollouts.jsonl"))
     assert [row["step"] for row in rows] == [s for s in range(1, 7) for _ in range(2)]

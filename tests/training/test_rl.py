@@ -1,184 +1,20 @@
-import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax import files, main
-from empathy_jax.models import decoder
-from empathy_jax.training import common, rl
-from tests.training import tiny_runs, update_steps
-
-SETTINGS = rl.Settings(
-    clip_low=0.2,
-    clip_high=0.2,
-    kl_weight=0.1,
-    kl_estimator="k3",
-    aggregation="sequence_mean",
-    rows_per_pass=8,
-    temperature=0.8,
-    max_completion_tokens=16,
-)
-
-
-def _batch(seed: int, **more) -> dict[str, np.ndarray]:
-    """Random rows as `rollouts.training_rows` makes them, with a reference's log-probs."""
-    random = np.random.default_rng(seed)
-    batch = update_steps.packed_batch(seed)
-    ends = random.integers(6, 15, 8)[:, None]
-    places = np.arange(16)
-    return {
-        **batch,
-        "segment_ids": (places < ends).astype(np.int32),
-        "positions": np.tile(places, (8, 1)).astype(np.int32),
-        "loss_mask": (places >= 4) & (places < ends),
-        "sampler_log_probs": -random.random((8, 16)).astype(np.float32),
-        "ref_log_probs": -random.random((8, 16)).astype(np.float32) - 3.5,
-        "advantages": random.normal(size=(8, 1)).astype(np.float32),
-        **more,
-    }
-
-
-def _run(place, batches, config=update_steps.DECODER, settings=SETTINGS):
-    return update_steps.run(rl.update_fn, config, place, batches, settings=settings)
-
-
-# --- the update, on its own ---
-
-
-def test_one_device_equals_eight():
-    batches = [_batch(0), _batch(1)]
-    one, one_metrics, _ = _run(update_steps.layout(1, 1, 1), batches)
-    eight, eight_metrics, update = _run(update_steps.layout(2, 2, 2), batches)
-    update_steps.assert_same(one, eight, 1e-5)
-    update_steps.assert_same(one_metrics, eight_metrics, 1e-4)
-    assert update._cache_size() == 1
-    start = update_steps.fresh(update_steps.DECODER, update_steps.layout(1, 1, 1))
-    assert len(update_steps.moved(start, one)) == len(jax.tree.leaves(start))
-
-
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant_length"])
-def test_rows_in_passes_equal_the_whole_batch(aggregation):
-    settings = dataclasses.replace(SETTINGS, aggregation=aggregation)
-    place, batches = update_steps.layout(1, 1, 1), [_batch(0)]
-    whole, whole_metrics, _ = _run(place, batches, settings=settings)
-    parts, part_metrics, _ = _run(
-        place, batches, settings=dataclasses.replace(settings, rows_per_pass=2)
-    )
-    update_steps.assert_same(whole, parts, 1e-6)
-    update_steps.assert_same(whole_metrics, part_metrics, 1e-5)
-
-
-@pytest.fixture(scope="module")
-def params():
-    return decoder.init_params(jax.random.key(0), update_steps.DECODER)
-
-
-def test_loss_by_numpy(params):
-    batch = _batch(2)
-    log_probs, entropy = (
-        np.asarray(x, np.float64)
-        for x in rl.log_probs_fn(
-            {"params": params}, update_steps.as_jax(batch), update_steps.DECODER, 0.8
-        )
-    )
-    batch["old_log_probs"] = (log_probs + np.linspace(-0.6, 0.6, 16)).astype(np.float32)
-    total, sums = rl.loss_fn(
-        {"params": params}, update_steps.as_jax(batch), {}, update_steps.DECODER, SETTINGS
-    )
-    mask, advantages = batch["loss_mask"], batch["advantages"]
-    ratio = np.exp(log_probs - batch["old_log_probs"])
-    surrogate = -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
-    difference = batch["ref_log_probs"] - log_probs
-    kl = np.exp(difference) - 1 - difference
-    per_row = ((surrogate + 0.1 * kl) * mask).sum(axis=1) / mask.sum(axis=1)
-    assert float(total) == pytest.approx(per_row.sum(), rel=1e-4)
-    assert float(sums["count"]) == 8 and float(sums["tokens"]) == mask.sum()
-    assert float(sums["kl"]) == pytest.approx((kl * mask).sum(), rel=1e-4)
-    assert float(sums["entropy"]) == pytest.approx((entropy * mask).sum(), rel=1e-4)
-    gap = np.abs(log_probs - batch["sampler_log_probs"])
-    assert float(sums["sampler_gap"]) == pytest.approx((gap * mask).sum(), rel=1e-4)
-    low, high = (ratio < 0.8) & (advantages < 0), (ratio > 1.2) & (advantages > 0)
-    assert float(sums["clip_fraction"]) == ((low | high) & mask).sum() > 0
-
-
-def test_on_policy_gradient_is_the_policy_gradient(params):
-    """Without old log-probs: ∇ of -A log π, and the value is -A."""
-    batch = update_steps.as_jax(_batch(3))
-    settings = dataclasses.replace(SETTINGS, kl_weight=0.0, aggregation="token_mean")
-
-    def reinforce(params):
-        log_probs, _ = rl.log_probs_fn({"params": params}, batch, update_steps.DECODER, 0.8)
-        return -jnp.sum(jnp.where(batch["loss_mask"], log_probs * batch["advantages"], 0))
-
-    def loss(params):
-        return rl.loss_fn({"params": params}, batch, {}, update_steps.DECODER, settings)[0]
-
-    update_steps.assert_same(jax.grad(loss)(params), jax.grad(reinforce)(params), 1e-5)
-
-
-def test_log_probs_in_passes_equal_all_at_once(params):
-    batch = update_steps.as_jax(_batch(4))
-    variables, config = {"params": params}, update_steps.DECODER
-    whole, _ = rl.log_probs_fn(variables, batch, config, 0.8)
-    for rows in (3, 8):
-        parts = rl.rows_log_probs(variables, batch, config, 0.8, rows)
-        np.testing.assert_allclose(parts, whole, atol=1e-5)
-
-
-def test_adapters_start_at_the_reference_and_leave_it(params):
-    config = dataclasses.replace(update_steps.DECODER, lora_rank=2)
-    adapters = decoder.init_lora(jax.random.key(1), config)
-    batch = update_steps.as_jax(_batch(5))
-    base, _ = rl.log_probs_fn({"params": params}, batch, config, 0.8)
-    with_adapters, _ = rl.log_probs_fn({"params": params, "lora": adapters}, batch, config, 0.8)
-    np.testing.assert_allclose(base, with_adapters, atol=2e-6)
-    trained, metrics, _ = _run(update_steps.layout(2, 2, 2), [_batch(0), _batch(1)], config)
-    assert trained.keys() == {"lora"} and np.isfinite(metrics["loss"])
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(trained))
-
-
-# --- settings ---
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rl.kl_estimator": "k1"}, r"config\.rl\.kl_estimator is 'k1'.*allowed: k2, k3"),
-        ({"rl.aggregation": "mean"}, r"config\.rl\.aggregation is 'mean'; allowed: sequence_mean"),
-        ({"rl.advantage": "ppo"}, r"config\.rl\.advantage is 'ppo'; allowed: grpo"),
-        ({"rl.answer_reward": "x"}, r"config\.rl\.answer_reward is 'x'; allowed: continuous"),
-        ({"rl.group_size": 1}, r"config\.rl\.group_size is 1"),
-        ({"rl.minibatches": 3}, r"= 32 completions cannot be cut into config\.rl\.minibatches 3"),
-        ({"rl.rows_per_pass": 5}, r"config\.rl\.rows_per_pass 5"),
-        ({"sampling.temperature": 0.0}, r"config\.sampling\.temperature is 0.0"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        rl.make_settings(tiny_runs.make_config("rl", changes))
-
-
-def test_settings_come_from_the_config():
-    changes = {"rl.clip_high": 0.3, "sampling.temperature": 0.7, "rl.kl_weight": 0.5}
-    settings = rl.make_settings(tiny_runs.make_config("rl", changes))
-    assert settings.clip_high == 0.3 and settings.temperature == 0.7 and settings.kl_weight == 0.5
-    assert settings.max_completion_tokens == 48 and settings.rows_per_pass == 16
-
-
-# --- whole runs ---
+from empathy_jax import checkpoint, files, main
+from tests.training import tiny_runs
 
 
 @pytest.fixture(scope="module")
 def grpo(tiny_run, tmp_path_factory):
-    """WORKDIR/rl of three steps, one update each."""
+    """WORKDIR/rl of five steps, one update each."""
     root = tmp_path_factory.mktemp("grpo")
     for phase in ("sft", "reward_model"):
         (root / phase).symlink_to(tiny_run.root / phase)
     values = {
-        "steps": 3,
+        "steps": 5,
         "rl.rollout_examples": 32,
         "optimizer.warmup_steps": 0,
         "optimizer.learning_rate": 1e-3,
@@ -189,10 +25,11 @@ def grpo(tiny_run, tmp_path_factory):
 
 def test_rollouts_hold_every_term(grpo):
     rows = list(files.read_jsonl(grpo / "rollouts.jsonl"))
-    assert [row["step"] for row in rows] == [1] * 32 + [2] * 32 + [3] * 32
+    assert [row["step"] for row in rows] == [step for step in range(1, 6) for _ in range(32)]
     for row in rows:
         terms = row["terms"]
-        assert terms.keys() == {"format", "answer", "echo", "template", "similarity"}
+        overlaps = {"echo_overlap", "template_overlap"}
+        assert terms.keys() == {"format", "answer", "echo", "template", "similarity", *overlaps}
         expected = terms["format"] + terms["answer"] - 0.5 * (terms["echo"] + terms["template"])
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
         assert row.keys() >= {"id", "question", "completion", "rule", "advantage", "tokens"}
@@ -207,7 +44,7 @@ def test_rollouts_hold_every_term(grpo):
 
 def test_the_reference_stays_where_the_policy_began(grpo):
     rows = {row["step"]: row for row in tiny_runs.metrics(grpo) if "kl" in row}
-    assert sorted(rows) == [1, 2, 3]
+    assert sorted(rows) == [1, 2, 3, 4, 5]
     # At the first step policy and reference are one; afterwards only the policy has moved.
     assert rows[1]["kl"] == pytest.approx(0, abs=1e-6)
     assert rows[2]["kl"] > 1e-5 and rows[3]["kl"] > rows[2]["kl"] / 10
@@ -215,12 +52,19 @@ def test_the_reference_stays_where_the_policy_began(grpo):
 
 def test_on_policy_the_sampler_agrees_and_nothing_is_clipped(grpo):
     rows = [row for row in tiny_runs.metrics(grpo) if "kl" in row]
-    assert all(row["sampler_gap"] < 1e-4 and row["clip_fraction"] == 0 for row in rows)
-    assert all(0 <= row["no_signal"] <= 1 and row["entropy"] > 0 for row in rows)
+    assert all(row["sampler_gap"] < 1e-4 and row["mismatch_weight"] == 1 for row in rows)
+    assert all(row["clipped_low"] == row["clipped_high"] == 0 for row in rows)
+    assert all(0 <= row["no_signal_reward"] <= 1 and row["entropy"] > 0 for row in rows)
+
+
+def test_nothing_is_compiled_after_the_third_step(grpo):
+    lines = (grpo / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {row["step"]: row["compilations"] for row in map(json.loads, lines) if "loss" in row}
+    assert found[1] > 0 and found[4] == found[5] == 0
 
 
 def test_every_tensor_changed(tiny_run, grpo):
-    before, after = tiny_runs.arrays(tiny_run.root / "sft", 40), tiny_runs.arrays(grpo, 3)
+    before, after = tiny_runs.arrays(tiny_run.root / "sft", 40), tiny_runs.arrays(grpo, 5)
     assert before.keys() == after.keys()
     assert [name for name in after if np.array_equal(before[name], after[name])] == []
 
@@ -236,26 +80,78 @@ def test_the_gain_is_measured_on_the_same_questions(grpo):
     assert figure["after"] == pytest.approx(np.mean(after["reward_per_question"]))
 
 
-def test_minibatches_with_adapters(tiny_run, next_root):
+def test_every_choice_at_once_with_adapters(tiny_run, next_root):
     values = {
         "steps": 2,
         "rl.minibatches": 2,
-        "rl.advantage": "gdpo",
-        "rl.kl_estimator": "k2",
+        "rl.passes": 2,
         "rl.rows_per_pass": 8,
+        "rl.advantage": "gdpo",
+        "rl.ratio": "sequence",
+        "rl.clip_high": 0.3,
+        "rl.clip_ceiling": 4.0,
+        "rl.aggregation": "token_mean",
+        "rl.kl_estimator": "k1",
+        "rl.kl_placement": "reward",
+        "rl.reference_every": 1,
+        "rl.mismatch": "truncated",
+        "rl.max_refills": 1,
+        "rl.overlong_buffer": 16,
+        "rl.overlong_filter": True,
+        "rl.entropy_target": 9.0,
         "model.lora_rank": 2,
         "optimizer.warmup_steps": 0,
+        "rl.rollout_examples": 32,
     }
     main.run(tiny_runs.make_config("rl", {**tiny_run.inputs, **values}), next_root)
-    rows = [row for row in tiny_runs.metrics(next_root / "rl") if "kl" in row]
-    assert len(rows) == 2 and all(np.isfinite(row["loss"]) for row in rows)
-    # The second minibatch is off-policy: the policy has moved from the one that sampled.
-    assert rows[0]["kl"] > 0 and rows[0]["sampler_gap"] > 1e-5
+    first, second = (row for row in tiny_runs.metrics(next_root / "rl") if "loss" in row)
+    assert all(np.isfinite(value) for row in (first, second) for value in row.values())
+    # Later minibatches are off-policy: the policy has moved from its reference.
+    assert first["kl"] > 0 and first["sampler_gap"] < 1e-4
+    # Policy and reference were one when the batch was sampled, and again after the first step.
+    assert first["reward_kl"] == second["reward_kl"] == 0
+    rows = list(files.read_jsonl(next_root / "rl" / "rollouts.jsonl"))
+    assert all(row["terms"].keys() >= {"kl", "overlong"} for row in rows)
     base = tiny_runs.arrays(tiny_run.root / "sft", 40)
     after = tiny_runs.arrays(next_root / "rl", 2)
     for name, leaf in base.items():
         np.testing.assert_array_equal(after[name], leaf)
-    assert all(np.any(leaf) for name, leaf in after.items() if "['lora']" in name)
+    adapters = {name: leaf for name, leaf in after.items() if "['lora']" in name}
+    assert all(np.any(leaf) for leaf in adapters.values())
+    # The reference is a copy of the adapters alone.
+    reference = tiny_runs.arrays(next_root / "rl", 2, "reference")
+    assert reference.keys() == adapters.keys()
+    for name, leaf in reference.items():
+        np.testing.assert_array_equal(adapters[name], leaf)
+    # Two steps with an entropy below its target; the bonus begins after the first.
+    carried = tiny_runs.arrays(next_root / "rl", 2, "carried")
+    assert carried["['entropy_coefficient']"] == pytest.approx(0.01)
+
+
+def test_a_run_that_left_its_reference_ends_early(tiny_run, next_root, capsys):
+    values = {
+        "steps": 6,
+        "rl.max_kl": 1e-6,
+        "rl.kl_weight": 0.0,
+        "rl.stop_window": 2,
+        "optimizer.warmup_steps": 0,
+        "checkpoint.every": 100,
+    }
+    config = tiny_runs.make_config("rl", {**tiny_run.inputs, **values})
+    main.run(config, next_root)
+    folder = next_root / "rl"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 2 and "config.rl.max_kl 1e-06" in summary["stopped"]
+    assert f"[rl] stopped at step 2 of 6: {summary['stopped']}" in capsys.readouterr().out
+    assert checkpoint.steps(folder / "checkpoints") == [2]
+    assert [row["step"] for row in files.read_jsonl(folder / "held_out.jsonl")] == [0, 2]
+    # Killed before its summary was written, it does not train on.
+    (folder / "summary.json").unlink()
+    before = (folder / "metrics.jsonl").read_bytes()
+    main.run(config, next_root)
+    again = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert again["stopped"] == summary["stopped"] and again["figures"] == summary["figures"]
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_without_a_trained_model_the_phase_says_what_to_run(tiny_run, tmp_path):
@@ -267,10 +163,3 @@ def test_without_a_trained_model_the_phase_says_what_to_run(tiny_run, tmp_path):
         ValueError, match=r"config\.reward_model\.init is empty.*reward_model first"
     ):
         main.run(config, tmp_path)
-
-
-def test_a_fresh_state_is_laid_out_for_the_update():
-    place = update_steps.layout(2, 2, 2)
-    _, state, _, shardings = update_steps.prepare(update_steps.DECODER, place)
-    same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings)
-    assert isinstance(state, common.TrainState) and all(jax.tree.leaves(same))

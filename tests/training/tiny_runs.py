@@ -171,11 +171,10 @@ def stop_when(
 
 
 def metrics(folder: Path) -> list[dict]:
-    """Lines of metrics.jsonl without what a clock says."""
+    """Lines of metrics.jsonl without what a clock says, and what was compiled before already."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.endswith("seconds")} for line in lines
-    ]
+    own = ("seconds", "compilations")
+    return [{k: v for k, v in json.loads(line).items() if not k.endswith(own)} for line in lines]
 
 
 def arrays(folder: Path, step: int, name: str = "model") -> dict[str, np.ndarray]:
