@@ -9,6 +9,7 @@ the same run; it counts no softmax, norm, optimizer or recomputation. `prefill` 
 token, and `decode` is the rest. A peer's script runs after each round of ours and prints a JSON line.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -84,7 +85,7 @@ def main() -> None:
 
     per_row = rollout_rows.completions_per_row(GROUP, arguments.completions_per_pass)
     rows_per_pass = arguments.completions_per_pass // per_row
-    settings = rl.dataclasses.replace(SETTINGS, rows_per_pass=rows_per_pass)
+    settings = dataclasses.replace(SETTINGS, rows_per_pass=rows_per_pass)
     log_probs = jax.jit(
         functools.partial(
             rl.rows_log_probs, config=steps.MODEL, temperature=1.0, rows=rows_per_pass
