@@ -1,30 +1,37 @@
-"""Completions of prompts: prefill once per prompt, decode all its samples in a compiled loop.
+"""Completions of prompts: each prefilled once, its samples decoded together, rows refilled as they end.
 
-Right-padded prompts of a batch share a bucket length P; completions follow in columns of their own,
-the same column for every row. The completion's part of the cache grows in segments, so that early
-tokens do not attend to room that is still empty; a segment is one compiled `while_loop` that ends
-early when all rows have ended.
+A batch of rows decodes in compiled segments of some tokens. Between two of them the host takes out
+the rows that are done and puts the next samples in their places (`schedule.py` says which), so that
+one long completion does not hold the batch. Three more things keep a token cheap:
+
+- The completions' cache has few sizes. It grows when most rows have outgrown it; while samples still
+  wait, a single row that outgrows it is parked instead, and decoded with its like at the end.
+- When no sample waits any longer and few rows are left, they go on in a batch of a quarter of the size.
+- Prompts go in the order of their lengths, so that little of a prompt's columns is padding.
+
+What a row samples depends on the key, its row id and its prompt alone, not on what shares its batch.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from empathy_jax.generation import decode_step as decoding
-from empathy_jax.generation.sampling import SamplingConfig, sample
+from empathy_jax.generation import cache as caches
+from empathy_jax.generation import decode_loop, schedule
+from empathy_jax.generation import weights as weights_lib
+from empathy_jax.generation.cache import DecodeCache, PromptCache
+from empathy_jax.generation.decode_loop import ANY_TOKEN, NO_TOKEN, SEGMENT
+from empathy_jax.generation.sampling import SamplingConfig
+from empathy_jax.generation.schedule import FREE, Flight
 from empathy_jax.models import decoder
-from empathy_jax.types import Array, Bool, Float, Int, Key, Params
+from empathy_jax.types import Array, Key, Params
 
 __all__ = ["Completions", "SamplingConfig", "generate"]
 
-SMALLEST_BUCKET = 64
-MAX_SEGMENTS = 4  # each is a compilation of its own; with 8, decoding takes 5 % less
-SEGMENT_MULTIPLE = 64
+PREFILL = 16  # prompts that are prefilled at a time, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +41,8 @@ class Completions:
     Attributes:
       tokens: Int[N, max_new_tokens]; the pad id after the end.
       log_probs: Float[N, max_new_tokens] under softmax(logits / temperature); 0 after the end.
-      lengths: Int[N], tokens of each completion, its end token counted.
-      finished: Bool[N], whether an end token was sampled; false where max_new_tokens cut it off.
+      lengths: Int[N], tokens of each completion, its end token or stop sequence counted.
+      finished: Bool[N], whether it ended by one of these; false where its limit cut it off.
     """
 
     tokens: np.ndarray
@@ -44,25 +51,60 @@ class Completions:
     finished: np.ndarray
 
 
-class _State(NamedTuple):
-    """What the decode loop carries; `step` tokens of each row are sampled."""
+class _Job(NamedTuple):
+    """What stays as it is throughout a call. Prompts are sorted by length, samples follow them.
 
-    step: Int[Array, ""]
-    tokens: Int[Array, "N max_new"]
-    log_probs: Float[Array, "N max_new"]
-    lengths: Int[Array, "N"]
-    done: Bool[Array, "N"]
-    last_token: Int[Array, "N"]
+    Attributes:
+      prompts: token ids of each.
+      lengths, last_tokens: of each prompt.
+      samples: completions of each prompt.
+      limits, streams: of each sample.
+      stops: table of stop sequences, on the device.
+      sizes: that the completions' cache may have.
+      refill: whether rows are refilled.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """What a compilation of the decode loop depends on, besides shapes."""
-
+    params: Params
+    lora: Params | None
+    layers: list[weights_lib.LayerWeights]
     config: decoder.DecoderConfig
     sampling: SamplingConfig
-    eos_ids: tuple[int, ...]
-    pad_id: int
+    key: Key[Array, ""]
+    prompts: list[Sequence[int]]
+    lengths: np.ndarray
+    last_tokens: np.ndarray
+    samples: int
+    limits: np.ndarray
+    streams: np.ndarray
+    stops: Array
+    sizes: list[int]
+    refill: bool
+
+
+class _Batch(NamedTuple):
+    """What changes from segment to segment.
+
+    Attributes:
+      flight: who is in which row.
+      cache: None before the first prompt is placed.
+      column: of the completions' cache, written next.
+      first, prefilled: prompts `first`, `first` + 1, ... are prefilled and may be placed.
+      parked: samples taken out, with their caches, in the order of their parking.
+      last_stage: whether all samples were started, and the units of the flight are parked ones.
+    """
+
+    flight: Flight
+    cache: DecodeCache | None
+    column: int
+    first: int
+    prefilled: PromptCache | None
+    parked: dict[int, DecodeCache]
+    last_stage: bool
+
+    @property
+    def columns(self) -> int:
+        """Of the completions' cache."""
+        return 0 if self.cache is None else self.cache.k[0].shape[3]
 
 
 def generate(
@@ -75,15 +117,18 @@ def generate(
     eos_ids: tuple[int, ...],
     pad_id: int,
     samples_per_prompt: int = 1,
-    prompts_per_batch: int = 16,
+    rows: int = 64,
+    stop: Sequence[Sequence[int]] = (),
+    limits: Sequence[int] | None = None,
     lora: Params | None = None,
     row_ids: Sequence[int] | None = None,
+    refill: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Completions:
     """Samples completions of each prompt.
 
-    A row's random numbers depend on `key` and its row id alone, so that the same rows come out
-    however they are batched and padded (up to rounding in the logits).
+    A row's random numbers depend on `key`, its row id and the index of its token alone, so that the
+    same rows come out however they are batched and padded (up to rounding in the logits).
 
     Args:
       params: decoder parameters.
@@ -94,61 +139,92 @@ def generate(
       eos_ids: tokens that end a completion; none if empty.
       pad_id: fills `Completions.tokens` after the end.
       samples_per_prompt: completions of each prompt.
-      prompts_per_batch: prompts decoded together; rows are this times `samples_per_prompt`.
+      rows: completions decoded side by side, at most.
+      stop: sequences of token ids that end a completion as an end token does. A tag may tokenize in
+        several ways: give each.
+      limits: most tokens of each prompt's completions; `sampling.max_new_tokens` if not given.
       lora: adapters, applied beside the kernels.
       row_ids: one number per completion, [len(prompts) * samples_per_prompt], that names its random
         stream; 0, 1, 2, ... if not given.
-      progress: called after each batch with (completions made, completions in all).
+      refill: false decodes each batch to the end of its longest before the next begins.
+      progress: called as completions end with (completions made, completions in all).
 
     Raises:
-      ValueError: an empty prompt, or one that leaves no room for `max_new_tokens`.
+      ValueError: an empty prompt, one that leaves no room for its completion, or arguments that do
+        not fit together.
     """
     total = len(prompts) * samples_per_prompt
-    if samples_per_prompt < 1 or prompts_per_batch < 1:
-        raise ValueError(
-            f"samples_per_prompt is {samples_per_prompt} and prompts_per_batch is "
-            f"{prompts_per_batch}; both must be at least 1"
-        )
-    if row_ids is None:
-        row_ids = range(total)
+    limits = _check(prompts, config, sampling, samples_per_prompt, rows, stop, limits)
+    row_ids = np.arange(total) if row_ids is None else np.asarray(row_ids)
     if len(row_ids) != total:
         raise ValueError(f"{len(row_ids)} row_ids were given for {total} completions")
-    _check_lengths(prompts, config, sampling)
-    static = _Static(config, sampling, tuple(eos_ids), pad_id)
-    ids = np.asarray(row_ids, np.int32).reshape(len(prompts), samples_per_prompt)
     out = _empty(total, sampling.max_new_tokens, pad_id)
-    made = 0
-    # Prompts of like length go together, so that little of a bucket is padding.
+    if not total:
+        return out
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-    for start in range(0, len(prompts), prompts_per_batch):
-        chosen = order[start : start + prompts_per_batch]
-        batch_size = min(prompts_per_batch, len(prompts))
-        state = _complete_batch(
-            params, lora, static, [prompts[i] for i in chosen], ids[chosen], batch_size, key
+    # Sample j of the job is sample place[j] of the caller.
+    place = (order[:, None] * samples_per_prompt + np.arange(samples_per_prompt)).ravel()
+    adapters = None if lora is None else lora["layers"]
+    job = _Job(
+        params,
+        lora,
+        weights_lib.prepare(params["layers"], adapters, config, weights_lib.is_whole(params)),
+        config,
+        # The length is no part of what is compiled.
+        dataclasses.replace(sampling, max_new_tokens=1),
+        key,
+        [prompts[i] for i in order],
+        np.array([len(prompts[i]) for i in order], np.int32),
+        np.array([prompts[i][-1] for i in order], np.int32),
+        samples_per_prompt,
+        np.repeat(limits[order], samples_per_prompt),
+        row_ids[place].astype(np.int32),
+        jax.device_put(_stop_table([*((token,) for token in eos_ids), *stop])),
+        schedule.column_sizes(int(limits.max())),
+        refill,
+    )
+    made = _empty(total, sampling.max_new_tokens, pad_id)
+    _run(job, made, schedule.choose_shape(len(prompts), samples_per_prompt, rows), progress)
+    for name in ("tokens", "log_probs", "lengths", "finished"):
+        getattr(out, name)[place] = getattr(made, name)
+    return out
+
+
+def _check(
+    prompts: Sequence[Sequence[int]],
+    config: decoder.DecoderConfig,
+    sampling: SamplingConfig,
+    samples_per_prompt: int,
+    rows: int,
+    stop: Sequence[Sequence[int]],
+    limits: Sequence[int] | None,
+) -> np.ndarray:
+    """Refuses what cannot be done; returns the limit of each prompt."""
+    if samples_per_prompt < 1 or rows < 1:
+        raise ValueError(
+            f"samples_per_prompt is {samples_per_prompt} and rows is {rows}; both must be at least 1"
         )
-        state = jax.device_get(state)
-        rows = (chosen[:, None] * samples_per_prompt + np.arange(samples_per_prompt)).ravel()
-        out.tokens[rows] = state.tokens[: rows.size]
-        out.log_probs[rows] = state.log_probs[: rows.size]
-        out.lengths[rows] = state.lengths[: rows.size]
-        made += rows.size
-        if progress is not None:
-            progress(made, total)
-    last = np.take_along_axis(out.tokens, np.maximum(out.lengths - 1, 0)[:, None], axis=1)[:, 0]
-    return dataclasses.replace(out, finished=np.isin(last, static.eos_ids))
-
-
-def _check_lengths(
-    prompts: Sequence[Sequence[int]], config: decoder.DecoderConfig, sampling: SamplingConfig
-) -> None:
-    limit = config.max_positions - sampling.max_new_tokens
-    for index, prompt in enumerate(prompts):
-        if not 1 <= len(prompt) <= limit:
+    for index, sequence in enumerate(stop):
+        if not len(sequence) or min(sequence) < 0:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens; allowed are 1 to {limit} "
-                f"(max_positions {config.max_positions} less sampling.max_new_tokens "
-                f"{sampling.max_new_tokens})"
+                f"stop sequence {index} is {list(sequence)}; it must be one or more token ids"
             )
+    longest = sampling.max_new_tokens
+    limits = np.full(len(prompts), longest) if limits is None else np.asarray(limits, np.int64)
+    if len(limits) != len(prompts):
+        raise ValueError(f"{len(limits)} limits were given for {len(prompts)} prompts")
+    for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not 1 <= limit <= longest:
+            raise ValueError(
+                f"limit {index} is {limit}; allowed are 1 to sampling.max_new_tokens ({longest})"
+            )
+        room = config.max_positions - int(limit)
+        if not 1 <= len(prompt) <= room:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens; allowed are 1 to {room} "
+                f"(max_positions {config.max_positions} less the {limit} new tokens it may have)"
+            )
+    return limits
 
 
 def _empty(rows: int, max_new: int, pad_id: int) -> Completions:
@@ -160,145 +236,218 @@ def _empty(rows: int, max_new: int, pad_id: int) -> Completions:
     )
 
 
-def bucket_length(length: int) -> int:
-    """The smallest of 64, 96, 128, 192, 256, ... that holds `length`: few shapes to compile."""
-    bucket = SMALLEST_BUCKET
-    while bucket < length:
-        bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
-    return bucket
+def _stop_table(sequences: list[Sequence[int]]) -> np.ndarray:
+    """The sequences right-aligned in one table, [M, W]."""
+    longest = max(map(len, sequences), default=1)
+    table = np.full((max(len(sequences), 1), longest), ANY_TOKEN, np.int32)
+    for row, sequence in zip(table, sequences, strict=False):
+        row[longest - len(sequence) :] = sequence
+    if not sequences:
+        table[:] = NO_TOKEN
+    return table
 
 
-def segment_ends(max_new_tokens: int) -> list[int]:
-    """Where the completion's cache grows: at most 4 nearly equal segments, multiples of 64."""
-    size = -(-max_new_tokens // MAX_SEGMENTS)
-    size = -(-size // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-    return [*range(size, max_new_tokens, size), max_new_tokens]
+def _run(
+    job: _Job,
+    out: Completions,
+    shape: schedule.Shape,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fills `out` with the completions of all samples."""
+    flight = schedule.start(shape, len(job.prompts), job.samples)
+    batch = _Batch(flight, None, 0, 0, None, {}, last_stage=False)
+    ended, total = 0, len(out.lengths)
+    while ended < total:
+        if job.refill:
+            batch = _compact(_park(job, batch, out))
+        batch = _refill(job, batch, out)
+        batch, done = _segment(job, batch, out)
+        ended += done
+        if done and progress is not None:
+            progress(ended, total)
 
 
-def _complete_batch(
-    params: Params,
-    lora: Params | None,
-    static: _Static,
-    prompts: list[Sequence[int]],
-    ids: np.ndarray,
-    batch_size: int,
-    key: Key[Array, ""],
-) -> _State:
-    """Completes `prompts`, filled up to `batch_size` with dummies that are done from the start."""
-    dummies = batch_size - len(prompts)
-    lengths = np.array([len(prompt) for prompt in prompts] + [1] * dummies, np.int32)
-    tokens = np.full((batch_size, bucket_length(int(lengths.max()))), static.pad_id, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    ids = np.pad(ids, ((0, dummies), (0, 0))).ravel()
-    done = np.arange(ids.size) >= ids.size - dummies * (ids.size // batch_size)
-    tokens, lengths, ids, done = jax.device_put((tokens, lengths, ids, done))
-    keys = row_keys(key, ids)
-    state, cache = prefill(params, lora, static, tokens, lengths, keys, done)
-    for end in segment_ends(static.sampling.max_new_tokens):
-        state, cache = decode_segment(params, lora, static, end, lengths, keys, state, cache)
-        if jax.device_get(state.done).all():
-            break
-    return state
-
-
-@jax.jit
-def row_keys(key: Key[Array, ""], ids: Int[Array, "N"]) -> Key[Array, "N"]:
-    """One random stream per row, by the row's id."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
-
-
-@functools.partial(jax.jit, static_argnames="static")
-def prefill(
-    params: Params,
-    lora: Params | None,
-    static: _Static,
-    tokens: Int[Array, "Q P"],
-    lengths: Int[Array, "Q"],
-    keys: Key[Array, "N"],
-    done: Bool[Array, "N"],
-) -> tuple[_State, decoding.DecodeCache]:
-    """Runs the prompts through the decoder and samples the first token of every row."""
-    config, rows = static.config, keys.shape[0]
-    prompts, columns = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(columns), tokens.shape)
-    mask = jnp.broadcast_to(
-        jnp.tril(jnp.ones((columns, columns), bool)), (prompts, columns, columns)
-    )
-    # What stands after a prompt's end comes later than all of it, so causality hides it already.
-    empty = decoder.init_kv_cache(config, prompts, columns, config.compute_dtype)
-    hidden, kv_cache = decoder.hidden_states(
-        params, config, tokens, positions, mask, lora=lora, kv_cache=empty, cache_index=0
-    )
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    logits = decoder.logits(params, config, last)
-    logits = jnp.repeat(logits, rows // prompts, axis=0, total_repeat_length=rows)
-    max_new = static.sampling.max_new_tokens
-    state = _State(
-        step=jnp.int32(0),
-        tokens=jnp.full((rows, max_new), static.pad_id, jnp.int32),
-        log_probs=jnp.zeros((rows, max_new), jnp.float32),
-        lengths=jnp.zeros(rows, jnp.int32),
-        done=done,
-        last_token=jnp.full(rows, static.pad_id, jnp.int32),
-    )
-    return _append(state, logits, keys, static), decoding.from_prefill(kv_cache, rows)
-
-
-@functools.partial(jax.jit, static_argnames=("static", "end"))
-def decode_segment(
-    params: Params,
-    lora: Params | None,
-    static: _Static,
-    end: int,
-    lengths: Int[Array, "Q"],
-    keys: Key[Array, "N"],
-    state: _State,
-    cache: decoding.DecodeCache,
-) -> tuple[_State, decoding.DecodeCache]:
-    """Decodes until `end` tokens are sampled, or all rows are done."""
-    config = static.config
-    cache = decoding.grow(cache, end)
-    layers = decoding.split_layers(params["layers"], config.num_layers)
-    adapters = None if lora is None else decoding.split_layers(lora["layers"], config.num_layers)
-
-    def unfinished(carry: tuple[_State, decoding.DecodeCache]) -> Array:
-        return (carry[0].step < end) & ~jnp.all(carry[0].done)
-
-    def next_token(
-        carry: tuple[_State, decoding.DecodeCache],
-    ) -> tuple[_State, decoding.DecodeCache]:
-        state, cache = carry
-        hidden, cache = decoding.decode_step(
-            params,
-            layers,
-            config,
-            state.last_token,
-            lengths,
-            state.step - 1,
-            cache,
-            lora_layers=adapters,
+def _park(job: _Job, batch: _Batch, out: Completions) -> _Batch:
+    """Takes rows out that have outgrown the columns, when they are few and new samples wait."""
+    flight = batch.flight
+    if batch.cache is None or batch.last_stage or not schedule.waiting(flight):
+        return batch
+    rows, samples = schedule.running(flight)
+    outgrown = schedule.outgrown(batch.columns, out.lengths[samples], job.limits[samples])
+    large = rows[outgrown]
+    if 2 * len(large) > len(rows) or len(batch.parked) + len(large) > flight.shape.rows:
+        return batch
+    parked = dict(batch.parked)
+    for row in large:
+        lane, slot = row // flight.shape.per_lane, flight.slot_of[row]
+        where = _scalars(lane, slot, row, batch.column)
+        parked[int(flight.sample_of[row])] = caches.take_row(
+            batch.cache, *where, slots=flight.shape.slots
         )
-        return _append(state, decoder.logits(params, config, hidden), keys, static), cache
-
-    return jax.lax.while_loop(unfinished, next_token, (state, cache))
+    return batch._replace(flight=schedule.release(flight, large), parked=parked)
 
 
-def _append(
-    state: _State, logits: Float[Array, "N V"], keys: Key[Array, "N"], static: _Static
-) -> _State:
-    """The state with one more token per row, drawn from `logits` unless the row is done."""
-    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
-    tokens, log_probs = sample(step_keys, logits, static.sampling)
-    tokens = jnp.where(state.done, static.pad_id, tokens)
-    log_probs = jnp.where(state.done, 0.0, log_probs)
-    is_end = jnp.isin(tokens, jnp.array(static.eos_ids, jnp.int32))
-    start = (0, state.step)
-    return _State(
-        step=state.step + 1,
-        tokens=jax.lax.dynamic_update_slice(state.tokens, tokens[:, None], start),
-        log_probs=jax.lax.dynamic_update_slice(state.log_probs, log_probs[:, None], start),
-        lengths=state.lengths + ~state.done,
-        done=state.done | is_end,
-        last_token=tokens,
+def _compact(batch: _Batch) -> _Batch:
+    """When no new sample waits: each row with a prompt of its own, in a batch as small as will do."""
+    flight, waiting = batch.flight, schedule.waiting(batch.flight)
+    if batch.cache is None or (waiting and not batch.last_stage):
+        return batch
+    queue = schedule.unstarted(flight) if batch.last_stage else np.array(list(batch.parked), int)
+    rows, samples = schedule.running(flight)
+    size = schedule.smaller_batch(flight.shape.rows, len(rows) + len(queue))
+    if size == flight.shape.rows and (batch.last_stage or not len(queue)):
+        return batch
+    chosen = np.zeros(size, np.int32)
+    chosen[: len(rows)] = rows
+    where = (chosen // flight.shape.per_lane, flight.slot_of[chosen].astype(np.int32), chosen)
+    cache = caches.spread(batch.cache, *jax.device_put(where), slots=flight.shape.slots)
+    flight = schedule.singles(size, samples, queue)
+    return batch._replace(flight=flight, cache=cache, last_stage=True)
+
+
+def _refill(job: _Job, batch: _Batch, out: Completions) -> _Batch:
+    """Puts the next samples into idle rows, with room for their tokens and all others'."""
+    rows, _ = schedule.running(batch.flight)
+    placements: list[schedule.Placement] = []
+    if job.refill or not len(rows):
+        flight, placements = schedule.refill(batch.flight)
+        batch = batch._replace(flight=flight)
+    _, samples = schedule.running(batch.flight)
+    columns = schedule.fit_columns(
+        job.sizes, batch.columns, out.lengths[samples], job.limits[samples], SEGMENT
     )
+    if batch.cache is not None and columns != batch.columns:
+        cache = caches.resize(batch.cache, *_scalars(batch.column), columns=columns)
+        batch = batch._replace(cache=cache, column=0)
+    if batch.last_stage:
+        return _put_back(batch, placements)
+    while placements:
+        batch, placements = _place(job, batch, placements, columns)
+    return batch
+
+
+def _put_back(batch: _Batch, placements: list[schedule.Placement]) -> _Batch:
+    """Puts parked samples into their rows."""
+    parked, cache = dict(batch.parked), batch.cache
+    for unit, row, _ in placements:
+        one = parked.pop(int(batch.flight.units[unit, 0]))
+        cache = caches.put_row(cache, one, *_scalars(row, batch.column))
+    return batch._replace(cache=cache, parked=parked)
+
+
+def _place(
+    job: _Job, batch: _Batch, placements: list[schedule.Placement], columns: int
+) -> tuple[_Batch, list[schedule.Placement]]:
+    """Places the prompts that are prefilled, prefilling more if none is; returns what is left."""
+    flight = batch.flight
+    shape = flight.shape
+    wanted = [int(flight.units[p.unit, 0]) // job.samples for p in placements]
+    held = 0 if batch.prefilled is None else batch.prefilled.k[0].shape[0]
+    if wanted[0] >= batch.first + held:
+        batch = batch._replace(first=wanted[0], prefilled=_prefill(job, shape, wanted[0]))
+        held = batch.prefilled.k[0].shape[0]
+    length = batch.prefilled.k[0].shape[2]
+    cache = batch.cache
+    if cache is None:
+        cache = caches.empty(batch.prefilled, shape.lanes, shape.slots, shape.rows, columns)
+    elif cache.prompt_k[0].shape[2] < length * shape.slots:
+        cache = caches.widen_prompts(cache, slots=shape.slots, length=length)
+    ready = [q for q in wanted if q < batch.first + held]
+    moves = np.zeros((shape.lanes * shape.slots, 3), np.int32)
+    for i, question in enumerate(ready):
+        moves[i] = question - batch.first, placements[i].lane, placements[i].slot
+    cache = caches.place(
+        cache, batch.prefilled, jax.device_put(moves), *_scalars(len(ready)), slots=shape.slots
+    )
+    return batch._replace(cache=cache), placements[len(ready) :]
+
+
+def _prefill(job: _Job, shape: schedule.Shape, first: int) -> PromptCache:
+    """Prefills prompts from `first` on, as many as there may be slots for."""
+    size = min(PREFILL, shape.lanes * shape.slots, len(job.prompts))
+    left = len(job.prompts) - first
+    if left < size:
+        size = min(size, 1 << (left - 1).bit_length())
+    chosen = job.prompts[first : first + size]
+    columns = schedule.bucket_length(max(map(len, chosen)) - 1)
+    tokens = np.zeros((size, columns), np.int32)
+    for row, prompt in zip(tokens, chosen, strict=False):
+        row[: len(prompt) - 1] = prompt[:-1]
+    return decode_loop.prefill(job.params, job.lora, job.config, jax.device_put(tokens))
+
+
+def _segment(job: _Job, batch: _Batch, out: Completions) -> tuple[_Batch, int]:
+    """Decodes a segment into `out`; returns how many samples it ended."""
+    flight = batch.flight
+    rows, samples = schedule.running(flight)
+    # A row that may outgrow the columns has room for so many tokens.
+    open_ended = samples[job.limits[samples] > batch.columns]
+    room = batch.columns - out.lengths[open_ended]
+    steps = int(min(SEGMENT, room.min(initial=SEGMENT)))
+    controls = decode_loop.Controls(*_scalars(batch.column, steps, _enough(job, flight, len(rows))))
+    static = decode_loop.Static(job.config, job.sampling, flight.shape.slots)
+    cache, made = decode_loop.decode_segment(
+        job.params,
+        job.layers,
+        static,
+        batch.cache,
+        jax.device_put(_rows(job, flight, out)),
+        job.key,
+        job.stops,
+        controls,
+    )
+    made = jax.device_get(made)
+    for row, sample in zip(rows, samples, strict=True):
+        taken, begin = made.taken[row], out.lengths[sample]
+        out.tokens[sample, begin : begin + taken] = made.tokens[row, :taken]
+        out.log_probs[sample, begin : begin + taken] = made.log_probs[row, :taken]
+    out.lengths[samples] += made.taken[rows]
+    out.finished[samples] = made.stopped[rows]
+    done = rows[made.done[rows]]
+    column = (batch.column + int(made.steps)) % batch.columns
+    flight = schedule.release(flight, done)
+    return batch._replace(flight=flight, cache=cache, column=column), len(done)
+
+
+def _enough(job: _Job, flight: Flight, running: int) -> int:
+    """How many rows must end for a segment to return before its time."""
+    size = flight.shape.rows
+    if not job.refill:
+        return running
+    if schedule.waiting(flight):
+        return max(1, size // 16)
+    smaller = schedule.smaller_batch(size, 1 if size // 4 < schedule.MIN_ROWS else size // 4)
+    return max(1, running - smaller) if smaller < size else running
+
+
+def _rows(job: _Job, flight: Flight, out: Completions) -> decode_loop.Rows:
+    """What the compiled loop is told of each row."""
+    idle = flight.sample_of == FREE
+    sample = np.where(idle, 0, flight.sample_of)
+    question, count = sample // job.samples, np.where(idle, 0, out.lengths[sample])
+    width = job.stops.shape[1]
+    latest = count[:, None] - width + np.arange(width)
+    tail = np.where(latest < 0, NO_TOKEN, out.tokens[sample[:, None], np.maximum(latest, 0)])
+    token = np.where(count == 0, job.last_tokens[question], tail[:, -1])
+    numbers = decode_loop.Rows(
+        token=token,
+        prompt_length=job.lengths[question] - 1,
+        slot=flight.slot_of,
+        count=count,
+        limit=job.limits[sample],
+        stream=job.streams[sample],
+        idle=idle,
+        tail=tail,
+    )
+    return numbers._replace(
+        **{
+            name: value.astype(np.int32)
+            for name, value in numbers._asdict().items()
+            if name != "idle"
+        }
+    )
+
+
+def _scalars(*values: int | np.integer) -> list[Array]:
+    """Integers on the device."""
+    return jax.device_put([np.int32(value) for value in values])
