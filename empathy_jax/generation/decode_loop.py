@@ -142,7 +142,7 @@ def decode_segment(
       stops: sequences that end a completion, right-aligned, ANY_TOKEN before them.
       controls: see `Controls`.
     """
-    config, columns = static.config, cache.k[0].shape[3]
+    config, columns = static.config, cache.columns
     prompt_mask = _prompt_mask(rows, static.slots, cache.prompt_k[0].shape[2])
     uniforms = _uniforms(key, rows)
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from empathy_jax.generation import weights as weights_lib
-from empathy_jax.generation.cache import DecodeCache
+from empathy_jax.generation.cache import BLOCK, DecodeCache
 from empathy_jax.generation.weights import LayerWeights
 from empathy_jax.models import decoder
 from empathy_jax.models.rope import apply_rope, rope_angles
-from empathy_jax.types import Array, Bool, Float, Int, Params
+from empathy_jax.types import Array, Bool, Float, Float32, Int, Params
 
 
 def decode_step(
@@ -53,8 +53,9 @@ def decode_step(
     for i, layer in enumerate(layers):
         normed = norm.apply({"params": layer.attention_norm}, x)
         q, k, v = _project(config, layer, normed, cos, sin)
-        new_k.append(_write(cache.k[i], k[:, :, :, None], column, axis=3))
-        new_v.append(_write(cache.v[i], v[:, :, None], column, axis=2))
+        place = (0, 0, column // BLOCK, 0, column % BLOCK)
+        new_k.append(_write(cache.k[i], k[:, :, None, :, None], place))
+        new_v.append(_write(cache.v[i], v[:, :, None], (0, 0, column, 0)))
         mixed = _attend(
             q, cache.prompt_k[i], cache.prompt_v[i], new_k[i], new_v[i], prompt_mask, own_mask
         )
@@ -80,15 +81,15 @@ def _project(
     return q, k, v
 
 
-def _write(cache: Array, new: Array, column: Array, axis: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), column, axis)
+def _write(cache: Array, new: Array, place: tuple) -> Array:
+    return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), place)
 
 
 def _attend(
     q: Float[Array, "N heads H"],
     prompt_k: Float[Array, "A K P H"],
     prompt_v: Float[Array, "A K P H"],
-    k: Float[Array, "N K H C"],
+    k: Float[Array, "N K b H c"],
     v: Float[Array, "N K C H"],
     prompt_mask: Bool[Array, "N P"],
     own_mask: Bool[Array, "N C"],
@@ -114,7 +115,7 @@ def _attend(
     lowest = jnp.finfo(jnp.float32).min
     prompt_scores = by_row(product("AKRH,AKPH->AKRP", by_lane(own), prompt_k))
     prompt_scores = jnp.where(prompt_mask[:, None, None], prompt_scores, lowest)
-    own_scores = product("NKRH,NKHC->NKRC", own, k)
+    own_scores = _key_scores(own, k)
     own_scores = jnp.where(own_mask[:, None, None], own_scores, lowest)
     # A row sees at least the column of its own token, so the sum of its weights is 1 or more.
     highest = jnp.maximum(
@@ -126,3 +127,15 @@ def _attend(
     mixed = by_row(product("AKRP,AKPH->AKRH", by_lane(prompt_weights.astype(dtype)), prompt_v))
     mixed = mixed + product("NKRC,NKCH->NKRH", own_weights.astype(dtype), v)
     return (mixed / total).astype(dtype).reshape(rows, num_heads * head_dim)
+
+
+def _key_scores(
+    q: Float[Array, "N K R H"], k: Float[Array, "N K b H c"]
+) -> Float32[Array, "N K R C"]:
+    """Products of queries with keys in blocks of columns.
+
+    Written out, since an einsum would first bring the blocks in another order, in memory.
+    """
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    scores = jnp.sum(q[:, :, None, :, :, None] * k[:, :, :, None], axis=4)
+    return scores.swapaxes(2, 3).reshape(*q.shape[:3], -1)

@@ -104,7 +104,7 @@ class _Batch(NamedTuple):
     @property
     def columns(self) -> int:
         """Of the completions' cache."""
-        return 0 if self.cache is None else self.cache.k[0].shape[3]
+        return 0 if self.cache is None else self.cache.columns
 
 
 def generate(
