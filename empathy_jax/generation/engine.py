@@ -119,7 +119,7 @@ def generate(
     samples_per_prompt: int = 1,
     rows: int = 64,
     stop: Sequence[Sequence[int]] = (),
-    limits: Sequence[int] | None = None,
+    limits: Sequence[int] | np.ndarray | None = None,
     lora: Params | None = None,
     row_ids: Sequence[int] | None = None,
     refill: bool = True,
@@ -142,7 +142,8 @@ def generate(
       rows: completions decoded side by side, at most.
       stop: sequences of token ids that end a completion as an end token does. A tag may tokenize in
         several ways: give each.
-      limits: most tokens of each prompt's completions; `sampling.max_new_tokens` if not given.
+      limits: most tokens of the completions of each prompt, or of each completion;
+        `sampling.max_new_tokens` if not given.
       lora: adapters, applied beside the kernels.
       row_ids: one number per completion, [len(prompts) * samples_per_prompt], that names its random
         stream; 0, 1, 2, ... if not given.
@@ -177,7 +178,7 @@ def generate(
         np.array([len(prompts[i]) for i in order], np.int32),
         np.array([prompts[i][-1] for i in order], np.int32),
         samples_per_prompt,
-        np.repeat(limits[order], samples_per_prompt),
+        limits[place],
         row_ids[place].astype(np.int32),
         jax.device_put(_stop_table([*((token,) for token in eos_ids), *stop])),
         schedule.column_sizes(int(limits.max())),
@@ -197,9 +198,9 @@ def _check(
     samples_per_prompt: int,
     rows: int,
     stop: Sequence[Sequence[int]],
-    limits: Sequence[int] | None,
+    limits: Sequence[int] | np.ndarray | None,
 ) -> np.ndarray:
-    """Refuses what cannot be done; returns the limit of each prompt."""
+    """Refuses what cannot be done; returns the limit of each completion."""
     if samples_per_prompt < 1 or rows < 1:
         raise ValueError(
             f"samples_per_prompt is {samples_per_prompt} and rows is {rows}; both must be at least 1"
@@ -209,22 +210,28 @@ def _check(
             raise ValueError(
                 f"stop sequence {index} is {list(sequence)}; it must be one or more token ids"
             )
-    longest = sampling.max_new_tokens
-    limits = np.full(len(prompts), longest) if limits is None else np.asarray(limits, np.int64)
-    if len(limits) != len(prompts):
-        raise ValueError(f"{len(limits)} limits were given for {len(prompts)} prompts")
-    for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+    longest, total = sampling.max_new_tokens, len(prompts) * samples_per_prompt
+    limits = np.full(total, longest) if limits is None else np.asarray(limits, np.int64)
+    if len(limits) not in (len(prompts), total):
+        raise ValueError(
+            f"{len(limits)} limits were given for {len(prompts)} prompts of {samples_per_prompt} "
+            "completions"
+        )
+    for index, limit in enumerate(limits):
         if not 1 <= limit <= longest:
             raise ValueError(
                 f"limit {index} is {limit}; allowed are 1 to sampling.max_new_tokens ({longest})"
             )
+    limits = np.repeat(limits, total // max(len(limits), 1))
+    limits = limits.reshape(len(prompts), samples_per_prompt)
+    for index, (prompt, limit) in enumerate(zip(prompts, limits.max(axis=1), strict=True)):
         room = config.max_positions - int(limit)
         if not 1 <= len(prompt) <= room:
             raise ValueError(
                 f"prompt {index} has {len(prompt)} tokens; allowed are 1 to {room} "
                 f"(max_positions {config.max_positions} less the {limit} new tokens it may have)"
             )
-    return limits
+    return limits.ravel()
 
 
 def _empty(rows: int, max_new: int, pad_id: int) -> Completions:

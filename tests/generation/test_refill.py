@@ -187,6 +187,8 @@ def test_a_stop_sequence_does_not_begin_in_the_prompt(params, config):
 def test_limits_cut_each_prompts_completions(params, config, whole):
     done = complete(params, config, eos_ids=())
     assert done.lengths.tolist() == np.repeat(LIMITS, SAMPLES).tolist() and not done.finished.any()
+    each = np.random.default_rng(4).integers(1, LONGEST, 36)
+    assert complete(params, config, eos_ids=(), limits=each).lengths.tolist() == each.tolist()
 
 
 COMPILED = (
@@ -212,7 +214,7 @@ def test_other_prompts_and_lengths_compile_nothing_new(params, config):
     [
         ({"rows": 0}, "rows is 0; both must be at least 1"),
         ({"samples_per_prompt": 0}, "samples_per_prompt is 0"),
-        ({"limits": [3]}, "1 limits were given for 9 prompts"),
+        ({"limits": [3]}, "1 limits were given for 9 prompts of 4 completions"),
         ({"limits": [*LIMITS[:-1], 61]}, r"limit 8 is 61; allowed are 1 to .* \(60\)"),
         ({"limits": [0, *LIMITS[1:]]}, "limit 0 is 0"),
         ({"stop": [[3], []]}, r"stop sequence 1 is \[\]; it must be one or more token ids"),
