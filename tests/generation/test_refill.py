@@ -178,6 +178,7 @@ def test_stop_sequences_end_a_completion_with_their_last_token(params, config):
 def test_a_stop_sequence_does_not_begin_in_the_prompt(params, config):
     free = complete(params, config, eos_ids=(), limits=None, samples_per_prompt=1)
     across = [[prompt[-1], int(row[0])] for prompt, row in zip(PROMPTS, free.tokens, strict=True)]
+    across += [[0, 0, int(row[0])] for row in free.tokens]  # nor in what fills rows after their end
     ends = [first_end(row, across) for row in free.tokens]
     done = complete(params, config, eos_ids=(), limits=None, samples_per_prompt=1, stop=across)
     assert done.lengths.tolist() == [LONGEST if end is None else end for end in ends]
