@@ -183,7 +183,8 @@ def _fields(size: str) -> ConfigDict:
                 "temperature": 1.0,
                 "top_p": 1.0,
                 "top_k": 0,  # 0: off
-                "prompts_per_batch": 16,  # decoded side by side
+                "min_p": 0.0,  # share of the likeliest token's probability; 0: off
+                "rows": 64,  # completions decoded side by side
             },
             "sft": {
                 "row_tokens": 2048,  # of a packed row

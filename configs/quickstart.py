@@ -18,7 +18,6 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.data.validation_fraction = 0.15
     config.data.max_prompt_tokens = 896
     config.data.max_completion_tokens = 1536
-    config.sampling.prompts_per_batch = 16
     config.sampling.temperature = 0.7
     config.sampling.top_p = 0.9
     with config.unlocked():

@@ -1,203 +1,141 @@
-"""One token through the decoder, with a cache made for many samples of few prompts.
+"""One token through the decoder, with the cache of `cache.py`.
 
-The keys and values of a prompt are held once for all its samples; those of the completions are
-held per row. Layers are unrolled and each has arrays of its own: a scan over a stacked cache would
-copy every layer's slice at every token. Measured on two CPU cores, 64 rows, 1,024 columns, 2 heads
-of 64: one product of a query with keys takes 2 ms where heads come before columns, 21 ms where they
-come after, hence the order of axes here.
-
-Q prompts, G samples of each, N = Q·G rows (prompt-major), P prompt columns, C completion columns,
-K kv heads, R query heads of a kv head, H head dim, L layers.
+N rows, A lanes, r = N/A rows of a lane, P prompt columns of a lane, C completion columns, K kv heads,
+R query heads of a kv head, H head dim, D model.
 """
-
-import operator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from empathy_jax.generation import weights as weights_lib
+from empathy_jax.generation.cache import BLOCK, DecodeCache
+from empathy_jax.generation.weights import LayerWeights
 from empathy_jax.models import decoder
-from empathy_jax.models.layers import Linear
 from empathy_jax.models.rope import apply_rope, rope_angles
-from empathy_jax.types import Array, Bool, Float, Int, Params
-
-
-class DecodeCache(NamedTuple):
-    """Keys (rotated) and values, a tuple over layers of each.
-
-    Attributes:
-      prompt_k, prompt_v: [Q, K, P, H].
-      k, v: [N, K, H, C]; columns last, which suits both products on a CPU.
-    """
-
-    prompt_k: tuple[Array, ...]
-    prompt_v: tuple[Array, ...]
-    k: tuple[Array, ...]
-    v: tuple[Array, ...]
-
-
-def from_prefill(kv_cache: decoder.KVCache, num_rows: int) -> DecodeCache:
-    """The prompts' cache [L, Q, P, K, H] in the layout of decoding, without completion columns."""
-
-    def by_layer(stacked: Array) -> tuple[Array, ...]:
-        return tuple(layer.swapaxes(1, 2) for layer in stacked)
-
-    layers, _, _, heads, head_dim = kv_cache.k.shape
-    empty = (jnp.zeros((num_rows, heads, head_dim, 0), kv_cache.k.dtype),) * layers
-    return DecodeCache(by_layer(kv_cache.k), by_layer(kv_cache.v), empty, empty)
-
-
-def grow(cache: DecodeCache, columns: int) -> DecodeCache:
-    """The cache with room for `columns` completion tokens."""
-
-    def widen(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, columns - x.shape[-1])))
-
-    return cache._replace(k=tuple(map(widen, cache.k)), v=tuple(map(widen, cache.v)))
-
-
-def split_layers(params: Params, num_layers: int) -> list[Params]:
-    """The parameters (or adapters) of each layer, out of the stacked tree."""
-    return [jax.tree.map(operator.itemgetter(i), params) for i in range(num_layers)]
+from empathy_jax.types import Array, Bool, Float, Float32, Int, Params
 
 
 def decode_step(
     params: Params,
-    layers: list[Params],
+    layers: list[LayerWeights],
     config: decoder.DecoderConfig,
     tokens: Int[Array, "N"],
-    prompt_lengths: Int[Array, "Q"],
+    positions: Int[Array, "N"],
+    prompt_mask: Bool[Array, "N P"],
+    own_mask: Bool[Array, "N C"],
     column: Int[Array, ""],
     cache: DecodeCache,
-    *,
-    lora_layers: list[Params] | None = None,
 ) -> tuple[Float[Array, "N D"], DecodeCache]:
-    """Hidden states after the final norm of one more completion token per row.
+    """Hidden states after the final norm of one more token per row.
 
     The same as `decoder.hidden_states` with a cache; a test holds the two together.
 
     Args:
       params: decoder parameters; embedding and final norm are read here.
-      layers: `split_layers(params["layers"], ...)`, done once outside the loop over tokens.
+      layers: of `weights.prepare`.
       config: the decoder's configuration.
-      tokens: the token that stands at completion column `column`, [N].
-      prompt_lengths: true length of each prompt, [Q].
-      column: which completion token this is, from 0; less than C.
-      cache: holds the columns before it.
-      lora_layers: adapters, split likewise.
+      tokens: the token that each row goes on with.
+      positions: where it stands, from 0 at the prompt's start.
+      prompt_mask: columns of its lane's prompts that a row may see.
+      own_mask: completion columns that it may see, `column` included.
+      column: where this token's keys and values go.
+      cache: holds the tokens before it.
 
     Returns:
-      (hidden [N, D], the cache with this token's keys and values).
+      (hidden, the cache with this token's keys and values).
     """
-    rows, prompts = tokens.shape[0], prompt_lengths.shape[0]
-    prompt_mask = jnp.arange(cache.prompt_k[0].shape[2]) < prompt_lengths[:, None]
-    completion_mask = jnp.arange(cache.k[0].shape[3]) <= column
-    positions = jnp.repeat(prompt_lengths, rows // prompts, total_repeat_length=rows) + column
-    angles = rope_angles(
+    cos, sin = rope_angles(
         positions[:, None], config.head_dim, config.rope_theta, config.rope_scaling
     )
-
-    x = decoder.Embed(config).apply({"params": params["embed"]}, tokens[:, None])
+    norm = decoder.RmsNorm(config)
+    x = decoder.Embed(config).apply({"params": params["embed"]}, tokens)
     new_k, new_v = [], []
     for i, layer in enumerate(layers):
-        adapters = None if lora_layers is None else lora_layers[i]
-        q, k, v = _project(config, layer, adapters, x, angles)
-        new_k.append(_write(cache.k[i], k, column))
-        new_v.append(_write(cache.v[i], v, column))
+        normed = norm.apply({"params": layer.attention_norm}, x)
+        q, k, v = _project(config, layer, normed, cos, sin)
+        place = (0, 0, column // BLOCK, 0, column % BLOCK)
+        new_k.append(_write(cache.k[i], k[:, :, None, :, None], place))
+        new_v.append(_write(cache.v[i], v[:, :, None], (0, 0, column, 0)))
         mixed = _attend(
-            q,
-            cache.prompt_k[i],
-            cache.prompt_v[i],
-            new_k[i],
-            new_v[i],
-            prompt_mask,
-            completion_mask,
+            q, cache.prompt_k[i], cache.prompt_v[i], new_k[i], new_v[i], prompt_mask, own_mask
         )
-        x = x + _linear(config, layer, adapters, "out", mixed)
-        normed = decoder.RmsNorm(config).apply({"params": layer["mlp_norm"]}, x)
-        x = x + decoder.Mlp(config).apply(_variables(layer, adapters, "mlp"), normed)
-    hidden = decoder.RmsNorm(config).apply({"params": params["final_norm"]}, x)
-    return hidden[:, 0], cache._replace(k=tuple(new_k), v=tuple(new_v))
-
-
-def _variables(layer: Params, adapters: Params | None, name: str) -> dict:
-    variables = {"params": layer[name]}
-    if adapters is not None and name in adapters:
-        variables["lora"] = adapters[name]
-    return variables
-
-
-def _linear(
-    config: decoder.DecoderConfig, layer: Params, adapters: Params | None, name: str, x: Array
-) -> Array:
-    """One of the four linear layers of attention: q, k, v or out."""
-    inputs, outputs = ("NH", "D") if name == "out" else ("D", "NH")
-    attention = layer["attention"]
-    variables = _variables(attention, (adapters or {}).get("attention"), name)
-    shape, use_bias = attention[name]["kernel"].shape, "bias" in attention[name]
-    return Linear(config, inputs, outputs, shape, use_bias).apply(variables, x)
+        x = x + weights_lib.apply((layer.out,), mixed)
+        normed = norm.apply({"params": layer.mlp_norm}, x)
+        gate, up = jnp.split(weights_lib.apply(layer.gate_up, normed), 2, axis=-1)
+        x = x + weights_lib.apply((layer.down,), jax.nn.silu(gate) * up)
+    hidden = norm.apply({"params": params["final_norm"]}, x)
+    return hidden, cache._replace(k=tuple(new_k), v=tuple(new_v))
 
 
 def _project(
-    config: decoder.DecoderConfig,
-    layer: Params,
-    adapters: Params | None,
-    x: Float[Array, "N 1 D"],
-    angles: tuple[Array, Array],
+    config: decoder.DecoderConfig, layer: LayerWeights, x: Array, cos: Array, sin: Array
 ) -> tuple[Array, Array, Array]:
-    """Rotated queries [N, 1, K·R, H] and keys, and values [N, 1, K, H]."""
-    normed = decoder.RmsNorm(config).apply({"params": layer["attention_norm"]}, x)
-    q, k, v = (_linear(config, layer, adapters, name, normed) for name in "qkv")
+    """Rotated queries [N, K·R, H], rotated keys and values [N, K, H]."""
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    projected = weights_lib.apply(layer.qkv, x).reshape(x.shape[0], -1, config.head_dim)
+    q, k, v = jnp.split(projected, [heads, heads + kv_heads], axis=1)
     if config.qk_norm:
-        q = decoder.RmsNorm(config).apply({"params": layer["attention"]["q_norm"]}, q)
-        k = decoder.RmsNorm(config).apply({"params": layer["attention"]["k_norm"]}, k)
-    return apply_rope(q, *angles), apply_rope(k, *angles), v
+        q = decoder.RmsNorm(config).apply({"params": layer.q_norm}, q)
+        k = decoder.RmsNorm(config).apply({"params": layer.k_norm}, k)
+    q, k = apply_rope(q[:, None], cos, sin)[:, 0], apply_rope(k[:, None], cos, sin)[:, 0]
+    return q, k, v
 
 
-def _write(
-    cache: Float[Array, "N K H C"], new: Float[Array, "N 1 K H"], column: Array
-) -> Float[Array, "N K H C"]:
-    new = new[:, 0, :, :, None].astype(cache.dtype)
-    return jax.lax.dynamic_update_slice(cache, new, (0, 0, 0, column))
+def _write(cache: Array, new: Array, place: tuple) -> Array:
+    return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), place)
 
 
 def _attend(
-    q: Float[Array, "N 1 heads H"],
-    prompt_k: Float[Array, "Q K P H"],
-    prompt_v: Float[Array, "Q K P H"],
-    k: Float[Array, "N K H C"],
-    v: Float[Array, "N K H C"],
-    prompt_mask: Bool[Array, "Q P"],
-    completion_mask: Bool[Array, "C"],
-) -> Float[Array, "N 1 heads H"]:
+    q: Float[Array, "N heads H"],
+    prompt_k: Float[Array, "A K P H"],
+    prompt_v: Float[Array, "A K P H"],
+    k: Float[Array, "N K b H c"],
+    v: Float[Array, "N K C H"],
+    prompt_mask: Bool[Array, "N P"],
+    own_mask: Bool[Array, "N C"],
+) -> Float[Array, "N width"]:
     """Softmax attention of each row over its prompt's columns and its own, together."""
-    rows, _, num_heads, head_dim = q.shape
-    prompts, kv_heads, prompt_columns, _ = prompt_k.shape
-    per_kv, dtype = num_heads // kv_heads, q.dtype
-    scaled = q * jnp.asarray(head_dim**-0.5, dtype)
-    own = scaled.reshape(rows, kv_heads, per_kv, head_dim)
-    # All samples of a prompt ask its columns in one product: G·R queries per kv head.
-    shared = own.reshape(prompts, rows // prompts, kv_heads, per_kv, head_dim).swapaxes(1, 2)
-    shared = shared.reshape(prompts, kv_heads, -1, head_dim)
+    rows, num_heads, head_dim = q.shape
+    lanes, kv_heads, _, _ = prompt_k.shape
+    per_lane, per_kv, dtype = rows // lanes, num_heads // kv_heads, q.dtype
+    own = (q * jnp.asarray(head_dim**-0.5, dtype)).reshape(rows, kv_heads, per_kv, head_dim)
 
     def product(spec: str, a: Array, b: Array) -> Array:
         return jnp.einsum(spec, a, b.astype(dtype), preferred_element_type=jnp.float32)
 
     def by_row(x: Array) -> Array:
-        split = x.reshape(prompts, kv_heads, rows // prompts, per_kv, -1)
+        split = x.reshape(lanes, kv_heads, per_lane, per_kv, -1)
         return split.swapaxes(1, 2).reshape(rows, kv_heads, per_kv, -1)
 
-    def by_prompt(x: Array) -> Array:
-        split = x.reshape(prompts, rows // prompts, kv_heads, per_kv, -1)
-        return split.swapaxes(1, 2).reshape(prompts, kv_heads, -1, x.shape[-1])
+    def by_lane(x: Array) -> Array:
+        split = x.reshape(lanes, per_lane, kv_heads, per_kv, -1)
+        return split.swapaxes(1, 2).reshape(lanes, kv_heads, per_lane * per_kv, -1)
 
+    # All rows of a lane ask its prompts in one product: r·R queries per kv head.
     lowest = jnp.finfo(jnp.float32).min
-    prompt_scores = product("QKRH,QKPH->QKRP", shared, prompt_k)
+    prompt_scores = by_row(product("AKRH,AKPH->AKRP", by_lane(own), prompt_k))
     prompt_scores = jnp.where(prompt_mask[:, None, None], prompt_scores, lowest)
-    scores = jnp.where(completion_mask, product("NKRH,NKHC->NKRC", own, k), lowest)
-    weights = jax.nn.softmax(jnp.concatenate([by_row(prompt_scores), scores], axis=-1), axis=-1)
-    weights = weights.astype(dtype)
-    prompt_weights = by_prompt(weights[..., :prompt_columns])
-    mixed = by_row(product("QKRP,QKPH->QKRH", prompt_weights, prompt_v))
-    mixed = mixed + product("NKRC,NKHC->NKRH", weights[..., prompt_columns:], v)
-    return mixed.astype(dtype).reshape(q.shape)
+    own_scores = _key_scores(own, k)
+    own_scores = jnp.where(own_mask[:, None, None], own_scores, lowest)
+    # A row sees at least the column of its own token, so the sum of its weights is 1 or more.
+    highest = jnp.maximum(
+        jnp.max(own_scores, -1, keepdims=True),
+        jnp.max(prompt_scores, -1, keepdims=True, initial=lowest),
+    )
+    prompt_weights, own_weights = jnp.exp(prompt_scores - highest), jnp.exp(own_scores - highest)
+    total = jnp.sum(prompt_weights, -1, keepdims=True) + jnp.sum(own_weights, -1, keepdims=True)
+    mixed = by_row(product("AKRP,AKPH->AKRH", by_lane(prompt_weights.astype(dtype)), prompt_v))
+    mixed = mixed + product("NKRC,NKCH->NKRH", own_weights.astype(dtype), v)
+    return (mixed / total).astype(dtype).reshape(rows, num_heads * head_dim)
+
+
+def _key_scores(
+    q: Float[Array, "N K R H"], k: Float[Array, "N K b H c"]
+) -> Float32[Array, "N K R C"]:
+    """Products of queries with keys in blocks of columns.
+
+    Written out, since an einsum would first bring the blocks in another order, in memory.
+    """
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    scores = jnp.sum(q[:, :, None, :, :, None] * k[:, :, :, None], axis=4)
+    return scores.swapaxes(2, 3).reshape(*q.shape[:3], -1)

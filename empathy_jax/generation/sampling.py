@@ -34,6 +34,11 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens may not be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
     def __post_init__(self):
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
@@ -62,17 +67,29 @@ def sample(
       logits: [N, V], without NaN.
       sampling: temperature and filters.
     """
+    uniforms = jax.vmap(jax.random.uniform)(keys)
+    return draw(uniforms, logits, sampling)
+
+
+def draw(
+    uniforms: Float[Array, "N"], logits: Float[Array, "N V"], sampling: SamplingConfig
+) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
+    """`sample` with its random numbers given: one in [0, 1) per row."""
     logits = logits.astype(jnp.float32)
     if sampling.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return tokens, token_log_probs(logits, tokens)
     scaled = logits / sampling.temperature
-    filtered = filter_logits(logits, sampling)
-    # exp without the normaliser: the inverse below divides by the total anyway.
-    weights = jnp.exp(filtered - jnp.max(filtered, axis=-1, keepdims=True))
-    uniforms = jax.vmap(jax.random.uniform)(keys)
+    # exp without the normaliser serves twice: the inverse below divides by the total anyway, and
+    # the logarithm of the total is what the log-probability wants.
+    highest = jnp.max(scaled, axis=-1, keepdims=True)
+    weights = jnp.exp(scaled - highest)
+    normaliser = jnp.log(jnp.sum(weights, axis=-1)) + highest[:, 0]
+    if sampling.filters:
+        weights = jnp.where(jnp.isfinite(filter_logits(logits, sampling)), weights, 0.0)
     tokens = inverse_cumulative(weights, uniforms)
-    return tokens, token_log_probs(scaled, tokens)
+    picked = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
+    return tokens, picked - normaliser
 
 
 def filter_logits(logits: Float[Array, "N V"], sampling: SamplingConfig) -> Float[Array, "N V"]:

@@ -18,6 +18,7 @@ def sampling(config: ConfigDict) -> engine.SamplingConfig:
         temperature=config.sampling.temperature,
         top_k=config.sampling.top_k,
         top_p=config.sampling.top_p,
+        min_p=config.sampling.min_p,
     )
 
 
@@ -39,7 +40,7 @@ def generate(
         eos_ids=(model.tokenizer.eos_token_id,),
         pad_id=model.tokenizer.pad_token_id,
         samples_per_prompt=samples_per_prompt,
-        prompts_per_batch=config.sampling.prompts_per_batch,
+        rows=config.sampling.rows,
         lora=variables.get("lora"),
     )
 

@@ -119,7 +119,7 @@ def generate(
     makes the rows that it would have made. `sigterm` ends the run after the batches at hand.
     """
     path, samples = folder / "generations.jsonl", config.evaluate.samples
-    size = BATCHES_PER_WRITE * config.sampling.prompts_per_batch
+    size = max(1, BATCHES_PER_WRITE * config.sampling.rows // samples)
     rows = list(files.read_jsonl(path)) if path.exists() else []
     done = len(rows) // samples
     done = len(questions) if done >= len(questions) else done - done % size

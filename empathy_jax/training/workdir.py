@@ -78,7 +78,7 @@ COUNTS = (
     "log.validate_every",
     "checkpoint.every",
     "checkpoint.keep",
-    "sampling.prompts_per_batch",
+    "sampling.rows",
     "sft.row_tokens",
     "sft.samples",
     "rl.group_size",

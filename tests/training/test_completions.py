@@ -60,7 +60,7 @@ def test_rows_go_with_their_questions_and_lengths(model):
 def test_samples_of_a_question_lie_side_by_side(model):
     config = configs.get_config("tiny")
     config.data.max_completion_tokens = 4
-    config.sampling.prompts_per_batch = 2
+    config.sampling.rows = 2
     questions = [{"id": str(i), "question": "q" * (3 - i)} for i in range(3)]
     arguments = (model.variables, model, questions, config, 2)
     rows = completions.complete(jax.random.key(0), *arguments)
@@ -73,8 +73,8 @@ def test_samples_of_a_question_lie_side_by_side(model):
 def test_sampling_follows_the_config():
     config = configs.get_config("tiny")
     config.data.max_completion_tokens = 7
-    config.sampling.update({"temperature": 0.5, "top_p": 0.9, "top_k": 3})
-    assert completions.sampling(config) == engine.SamplingConfig(7, 0.5, 3, 0.9)
+    config.sampling.update({"temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1})
+    assert completions.sampling(config) == engine.SamplingConfig(7, 0.5, 3, 0.9, 0.1)
 
 
 def test_a_row_is_shown_short_and_in_one_line_a_layer(model):

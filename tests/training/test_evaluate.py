@@ -17,7 +17,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     config = run_folders.tiny_config("evaluate")
     config.evaluate.questions, config.evaluate.samples = 5, 2
-    config.sampling.prompts_per_batch = 1
+    config.sampling.rows = 2
     config.data.max_completion_tokens = 8
     texts = [record["question"] for record in sample.sample_questions("zh")[:20]]
     run_folders.make_policy_run(root, config, texts)
