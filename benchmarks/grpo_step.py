@@ -123,7 +123,7 @@ def main() -> None:
             eos_ids=(),
             pad_id=0,
             samples_per_prompt=GROUP,
-            prompts_per_batch=PROMPTS,
+            rows=ROWS,
         )
 
     def one_step(state, step: int, clock: steps.Clock):
