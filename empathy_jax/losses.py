@@ -79,7 +79,7 @@ def token_log_probs_from_hidden(
     counted = mask[:, :size]
     live_chunks = -(-jnp.max(jnp.sum(mask, axis=1)) // chunk_size)
     log_probs, entropy = chunked_log_probs(
-        decoder.output_embedding(params, config).astype(config.compute_dtype),
+        decoder.output_embedding(params, config),
         permute(
             hidden.reshape(parts, size, width).astype(config.compute_dtype),
             order,

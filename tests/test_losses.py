@@ -1,5 +1,7 @@
 """Losses against torch and hand-computed numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,24 @@ def test_only_what_counts_is_computed():
         ):
             np.testing.assert_allclose(found, wanted, atol=2e-3)
         assert all(not np.any(np.asarray(output)[~mask]) for output in outputs)
+
+
+def test_half_precision_sums_the_tables_gradient_in_single():
+    params, hidden, targets = head_inputs(batch=2, length=64)
+    half = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+
+    def loss(params, config, chunk_size):
+        log_probs, _ = losses.token_log_probs_from_hidden(
+            params, config, hidden / 5, targets, chunk_size, entropy_gradient=False
+        )
+        return jnp.sum(log_probs)
+
+    expected = jax.grad(loss)(params, CONFIG, 128)["embed"]["embedding"]
+    # Chunks of one position: sums of bfloat16 would have lost two digits.
+    found = jax.grad(loss)(params, half, 1)["embed"]["embedding"]
+    assert found.dtype == jnp.float32
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=0.01 * scale)
 
 
 def test_where_nothing_counts_nothing_is_computed():

@@ -182,9 +182,15 @@ class RmsNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         param_dtype = jnp.dtype(self.config.param_dtype)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), param_dtype)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return (x * scale.astype(jnp.float32)).astype(self.config.compute_dtype)
+        return _rms_norm(x, scale, self.config)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _rms_norm(x: Array, scale: Array, config: DecoderConfig) -> Array:
+    """The backward pass holds x alone: the rest is made again in less time than it is read back."""
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + config.rms_norm_eps)
+    return (x * scale.astype(jnp.float32)).astype(config.compute_dtype)
 
 
 class Attention(nn.Module):
@@ -256,7 +262,13 @@ class Mlp(nn.Module):
         gate = Linear(config, "D", "F", wide, config.mlp_bias, name="gate")(x)
         up = Linear(config, "D", "F", wide, config.mlp_bias, name="up")(x)
         down = Linear(config, "F", "D", narrow, config.mlp_bias, name="down")
-        return down(jax.nn.silu(gate) * up)
+        return down(_swish_gate(gate, up))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _swish_gate(gate: Array, up: Array) -> Array:
+    """silu(gate) ⊙ up; the backward pass holds these two alone."""
+    return jax.nn.silu(gate) * up
 
 
 class Layer(nn.Module):

@@ -33,7 +33,8 @@ def chunked_log_probs(
     """Log-probability of each target and entropy of each position, in float32.
 
     Args:
-        table: the matrix that scores the vocabulary, in the compute dtype.
+        table: the matrix that scores the vocabulary; it is read in the dtype of `hidden`, and its
+            gradient is summed in float32.
         hidden: states after the final norm, in the compute dtype.
         targets: the token that each position predicts.
         live_chunks: how many chunks are computed; the positions after them get 0.
@@ -55,8 +56,10 @@ def _forward(
     temperature: float,
     entropy_gradient: bool,
 ) -> tuple[Outputs, tuple[Array, ...]]:
+    scores = table.astype(hidden.dtype)
+
     def add_chunk(index: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        z, at = _logits(table, hidden, index, chunk_size, temperature)
+        z, at = _logits(scores, hidden, index, chunk_size, temperature)
         picked = jnp.take_along_axis(z, at(targets)[..., None], axis=-1)[..., 0]
         highest = jnp.max(z, axis=-1)
         weights = jnp.exp(z - highest[..., None])
@@ -83,10 +86,11 @@ def _backward(
 ) -> tuple:
     table, hidden, targets, live_chunks, normaliser, entropy = residuals
     to_log_probs, to_entropy = gradients
+    scores = table.astype(hidden.dtype)
 
     def add_chunk(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         to_table, to_hidden = sums
-        z, at = _logits(table, hidden, index, chunk_size, temperature)
+        z, at = _logits(scores, hidden, index, chunk_size, temperature)
         log_p = z - at(normaliser)[..., None]
         is_target = jnp.arange(z.shape[-1]) == at(targets)[..., None]
         to_p = at(to_log_probs)[..., None]
@@ -94,9 +98,9 @@ def _backward(
         if entropy_gradient:
             to_p += at(to_entropy)[..., None] * (log_p + at(entropy)[..., None])
         to_z -= jnp.exp(log_p) * to_p
-        to_z = (to_z / temperature).astype(table.dtype)
+        to_z = (to_z / temperature).astype(hidden.dtype)
         to_table += jnp.einsum("SMV,SMD->VD", to_z, at(hidden), preferred_element_type=jnp.float32)
-        new = jnp.einsum("SMV,VD->SMD", to_z, table)
+        new = jnp.einsum("SMV,VD->SMD", to_z, scores)
         to_hidden = jax.lax.dynamic_update_slice_in_dim(to_hidden, new, index * chunk_size, axis=1)
         return to_table, to_hidden
 
@@ -109,12 +113,12 @@ chunked_log_probs.defvjp(_forward, _backward)
 
 
 def _logits(
-    table: Array, hidden: Array, index: Array, chunk_size: int, temperature: float
+    scores: Array, hidden: Array, index: Array, chunk_size: int, temperature: float
 ) -> tuple:
     """Scaled logits of a chunk [S, M, V], and what cuts the chunk out of an array [S, N, ...]."""
 
     def at(x: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(x, index * chunk_size, chunk_size, axis=1)
 
-    z = jnp.einsum("SMD,VD->SMV", at(hidden), table, preferred_element_type=jnp.float32)
+    z = jnp.einsum("SMD,VD->SMV", at(hidden), scores, preferred_element_type=jnp.float32)
     return z / temperature, at

@@ -39,7 +39,7 @@ MODELS = {
     "evaluate": {"model": ("rl", "sft"), "reward_model": ("reward_model",)},
     "export": {"model": ("rl", "sft")},
 }
-LOGIT_CHUNK = 256  # positions whose logits are held at a time
+LOGIT_CHUNK = 1024  # positions whose logits a device holds at a time
 
 
 def stream(seed: int, name: str) -> jax.Array:

@@ -1,5 +1,7 @@
 """Rows with a shared prompt against plain attention under a mask that is written out by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,9 +56,8 @@ def test_values_and_gradients_are_those_of_the_mask(heads):
         return jnp.sum(found * weights), found
 
     def both(attend):
-        return jax.value_and_grad(
-            lambda *qkv: objective(attend, *qkv), argnums=(0, 1, 2), has_aux=True
-        )(q, k, v)
+        loss = functools.partial(objective, attend)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     (_, found), gradients = both(
         lambda q, k, v: shared_prompt.shared_prompt_attention(q, k, v, layout)
@@ -76,9 +77,9 @@ def test_completions_longer_than_a_block_of_queries(monkeypatch):
     def loss(q):
         return jnp.sum(jnp.sin(shared_prompt.shared_prompt_attention(q, q, q, layout)))
 
-    blocks = jax.value_and_grad(loss)(q)
+    blocks = jax.jit(jax.value_and_grad(loss))(q)
     monkeypatch.setattr(attention_lib, "QUERY_BLOCK", 10_000)
-    whole = jax.value_and_grad(loss)(q)
+    whole = jax.jit(jax.value_and_grad(lambda q: loss(q)))(q)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), blocks, whole)
 
 
@@ -109,16 +110,19 @@ def test_the_decoder_sees_of_a_row_what_it_sees_of_each_completion_alone(tiny_de
         params, tiny_decoder, rows["tokens"], rows["positions"], layout
     )
     apart = shared_prompt.per_completion(packed, layout)
+    tokens, segment_ids = np.zeros((2, len(completions), 16), np.int32)
     for index, completion in enumerate(completions):
-        prompt = prompts[index // 3]
-        tokens = jnp.asarray([[*prompt, *completion[:-1]]])
-        alone, _ = decoder.hidden_states(
-            params,
-            tiny_decoder,
-            tokens,
-            jnp.arange(tokens.shape[1])[None],
-            causal_mask(jnp.ones_like(tokens)),
-        )
+        alone = [*prompts[index // 3], *completion[:-1]]
+        tokens[index, : len(alone)] = alone
+        segment_ids[index, : len(alone)] = 1
+    positions = jnp.tile(jnp.arange(16), (len(completions), 1))
+    mask = causal_mask(jnp.asarray(segment_ids))
+    alone, _ = decoder.hidden_states(params, tiny_decoder, jnp.asarray(tokens), positions, mask)
+    for index, completion in enumerate(completions):
         where = np.flatnonzero(rows["completion_ids"].ravel() == index)[0]
-        found = apart[where, : len(completion)]
-        np.testing.assert_allclose(found, alone[0, len(prompt) - 1 :], atol=1e-5)
+        first = len(prompts[index // 3]) - 1
+        np.testing.assert_allclose(
+            apart[where, : len(completion)],
+            alone[index, first : first + len(completion)],
+            atol=1e-5,
+        )
