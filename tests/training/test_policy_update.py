@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from empathy_jax import losses
 from empathy_jax.generation.engine import Completions
 from empathy_jax.models import decoder
+from empathy_jax.models.attention import causal_mask
 from empathy_jax.rl.stop_conditions import Limits
 from empathy_jax.training import common, policy_update, rl_settings, rollout
 from empathy_jax.training.rl_settings import Settings
@@ -233,6 +235,41 @@ def test_on_policy_gradient_is_the_policy_gradient(given_log_probs, changes):
 @pytest.fixture(scope="module")
 def params():
     return decoder.init_params(jax.random.key(0), update_steps.DECODER)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature"))
+def _unpacked(params, batch, places, config, temperature):
+    """Log-probs and entropies of completions in padded rows of their own, from plain logits."""
+    positions = jnp.tile(jnp.arange(batch["tokens"].shape[1]), (len(places), 1))
+    mask = causal_mask(batch["segment_ids"])
+    hidden, _ = decoder.hidden_states(params, config, batch["tokens"], positions, mask)
+    logits = decoder.logits(params, config, hidden) / temperature
+    targets = jnp.roll(batch["tokens"], -1, axis=1)
+    values = losses.token_log_probs(logits, targets), losses.token_entropy(logits)
+    return tuple(jnp.take_along_axis(x, places, axis=1) for x in values)
+
+
+@pytest.mark.parametrize("per_row", [1, 2])
+def test_log_probs_are_those_of_completions_in_rows_of_their_own(params, per_row):
+    batch = _batch(6, per_row)
+    rows, members, length = batch["places"].shape
+    whole = {name: np.zeros((8, 32), np.int32) for name in ("tokens", "segment_ids")}
+    places = np.zeros((8, length), np.int32)
+    for index, (row, member) in enumerate(np.ndindex(rows, members)):
+        prompt = batch["tokens"][row][: batch["prompt_mask"][row].sum()]
+        own = batch["places"][row, member][batch["completion_mask"][row, member]]
+        last = batch["targets"][row, own[-1:]]
+        tokens = np.concatenate([prompt, batch["tokens"][row, own], last])
+        whole["tokens"][index, : len(tokens)] = tokens
+        whole["segment_ids"][index, : len(tokens)] = 1
+        places[index] = np.minimum(len(prompt) + np.arange(length), 31)
+    expected = _unpacked(params, update_steps.as_jax(whole), places, update_steps.DECODER, 0.8)
+    found = policy_update.log_probs_fn(
+        {"params": params}, update_steps.as_jax(batch), update_steps.DECODER, 0.8
+    )
+    mask = batch["completion_mask"].reshape(8, length)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, np.where(mask, other, 0), atol=1e-5)
 
 
 def test_log_probs_in_passes_equal_all_at_once(params):

@@ -30,6 +30,9 @@ REWARD_MODEL = {
 # With everything that is carried from step to step.
 RL = {
     "rl.advantage": "reinforce",
+    # Chains of 24 tokens are never valid: the reward is what is charged for the KL.
+    "rl.kl_placement": "reward",
+    "rl.kl_estimator": "k1",
     "rl.entropy_target": 9.0,
     "rl.reference_every": 3,
     "rl.minibatches": 2,
