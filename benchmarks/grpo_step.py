@@ -184,7 +184,7 @@ def main() -> None:
 
 def rollout_shape(per_row: int) -> tuple[int, int]:
     """Rows and places of a packed batch."""
-    width = rollout_rows.bucket(PROMPT_TOKENS - 1 + per_row * NEW_TOKENS, per_octave=16)
+    width = rollout_rows.bucket(PROMPT_TOKENS - 1 + per_row * NEW_TOKENS, per_octave=8)
     return ROWS // per_row, width
 
 

@@ -51,9 +51,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300_000, help="of training text, a setting")
     parser.add_argument("--max_tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument(
-        "--learning_rate", type=float, default=1e-4, help="fresh weights want about 1e-3"
-    )
     parser.add_argument("--eval_questions", type=int, default=200)
     parser.add_argument("--losses", nargs="*", choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument("--negatives", nargs="*", choices=list(NEGATIVES), default=list(NEGATIVES))
@@ -73,11 +70,10 @@ def main() -> None:
 
 
 def make_config(arguments: argparse.Namespace, values: dict) -> ConfigDict:
-    """The phase's config with what a setting changes."""
-    config = configs.get_config("small")
+    """The phase's config with what a setting changes; fresh weights have the size `tiny`."""
+    config = configs.get_config("small" if arguments.model else "tiny")
     config.data.questions = arguments.questions
     config.batch_size = arguments.batch
-    config.optimizer.learning_rate = arguments.learning_rate
     config.checkpoint.every = config.log.validate_every = 1_000_000
     section = config.reward_model
     section.init = arguments.model

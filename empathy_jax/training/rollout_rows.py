@@ -66,7 +66,7 @@ def pack_rollouts(
     prompt_of = np.repeat(np.arange(len(prompts)), len(groups) // max(len(prompts), 1))
     shared = np.asarray([len(prompts[i]) - 1 for i in prompt_of])
     totals = shared + np.asarray(lengths)[groups].sum(axis=1)
-    rows, width = len(groups), bucket(int(totals.max()), per_octave=16)
+    rows, width = len(groups), bucket(int(totals.max()), per_octave=8)
     longest = bucket(int(np.max(lengths)), per_octave=2)
     prompt_width = min(bucket(int(shared.max()), per_octave=2), width)
     packed = _empty(rows, width, prompt_width, groups.shape[1], longest, pad_id)

@@ -16,7 +16,7 @@ def grpo(tiny_run, tmp_path_factory):
     values = {
         "steps": 5,
         "rl.rollout_examples": 32,
-        "sampling.rows": 8,  # too few to be made fewer: the engine's programs for that come late
+        "rl.rows_per_pass": 8,  # one on each device: rows of one completion are padded alike at all steps
         "optimizer.warmup_steps": 0,
         "optimizer.learning_rate": 1e-3,
     }
