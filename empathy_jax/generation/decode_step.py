@@ -134,8 +134,12 @@ def _key_scores(
 ) -> Float32[Array, "N K R C"]:
     """Products of queries with keys in blocks of columns.
 
-    Written out, since an einsum would first bring the blocks in another order, in memory.
+    The queries are repeated for each block: without that, the product would first bring the blocks in
+    another order, in memory. (A multiplication and a sum in its place take 30 times as long where R
+    is 1, measured on two CPU cores.)
     """
-    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-    scores = jnp.sum(q[:, :, None, :, :, None] * k[:, :, :, None], axis=4)
+    repeated = jnp.broadcast_to(q[:, :, None], (*q.shape[:2], k.shape[2], *q.shape[2:]))
+    scores = jnp.einsum(
+        "NKbRH,NKbHc->NKbRc", repeated, k.astype(q.dtype), preferred_element_type=jnp.float32
+    )
     return scores.swapaxes(2, 3).reshape(*q.shape[:3], -1)
