@@ -21,9 +21,8 @@ from empathy_jax.generation.weights import LayerWeights
 from empathy_jax.models import decoder
 from empathy_jax.types import Array, Bool, Float, Int, Key, Params
 
-SEGMENT = (
-    32  # tokens between two chances to exchange rows; the host's part takes a millisecond or two
-)
+# Tokens between two chances to exchange rows; the host's part takes a millisecond or two.
+SEGMENT = 32
 ANY_TOKEN = -1  # in the table of stop sequences: before a shorter one
 NO_TOKEN = -2  # before a row's first token, and in a table without sequences
 

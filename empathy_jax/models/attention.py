@@ -4,6 +4,9 @@ Einsum legend: B batch, T query length, S key length, N heads, K kv heads, G = N
 kv head, H head dim.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -61,15 +64,19 @@ def rowwise_attention(
     of `jax.nn.dot_product_attention`. Rows are taken with a stride, so that what is cut over devices
     along its rows stays where it is.
     """
+    return _row_by_row(jax.checkpoint(_scored), q, k, v, mask)
+
+
+def _row_by_row(attend: Callable[..., Array], q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """`attend` on one row on each device at a time, where each device has as many."""
     rows, at_once = q.shape[0], max(jax.sharding.get_abstract_mesh().size, 1)
     if rows <= at_once or rows % at_once:
-        return _scored(q, k, v, mask)
+        return attend(q, k, v, mask)
     chunks = jax.tree.map(
         lambda leaf: leaf.reshape(at_once, rows // at_once, *leaf.shape[1:]).swapaxes(0, 1),
         (q, k, v, mask),
     )
-    mixed = jax.lax.map(lambda chunk: jax.checkpoint(_scored)(*chunk), chunks)
-    return mixed.swapaxes(0, 1).reshape(q.shape)
+    return jax.lax.map(lambda chunk: attend(*chunk), chunks).swapaxes(0, 1).reshape(q.shape)
 
 
 def _scored(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -93,19 +100,9 @@ def blockwise_causal_attention(
     CPUs take one row at a time, whose scores stay in a cache: with 16 rows of T = 512, 8 heads of 32
     in 0.7 of the processor time.
     """
-    return jax.lax.platform_dependent(q, k, v, mask, cpu=_blocks_row_by_row, default=_blocks)
-
-
-def _blocks_row_by_row(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """`_blocks` of one row on each device at a time, taken with a stride as in `rowwise_attention`."""
-    rows, at_once = q.shape[0], max(jax.sharding.get_abstract_mesh().size, 1)
-    if rows <= at_once or rows % at_once:
-        return _blocks(q, k, v, mask)
-    chunks = jax.tree.map(
-        lambda leaf: leaf.reshape(at_once, rows // at_once, *leaf.shape[1:]).swapaxes(0, 1),
-        (q, k, v, mask),
+    return jax.lax.platform_dependent(
+        q, k, v, mask, cpu=functools.partial(_row_by_row, _blocks), default=_blocks
     )
-    return jax.lax.map(lambda chunk: _blocks(*chunk), chunks).swapaxes(0, 1).reshape(q.shape)
 
 
 def _blocks(q: Array, k: Array, v: Array, mask: Array) -> Array:
