@@ -177,16 +177,16 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of all tokens to all tokens that count."""
+    """Attention of queries to all tokens that count."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array) -> Array:
+    def __call__(self, queries: Array, x: Array, mask: Array) -> Array:
         config = self.config
         width, heads = config.width, config.num_heads
         shape = (width, heads, width // heads)
-        q = Linear(config, "D", "NH", shape, use_bias=True, name="q")(x)
+        q = Linear(config, "D", "NH", shape, use_bias=True, name="q")(queries)
         k = Linear(config, "D", "NH", shape, use_bias=True, name="k")(x)
         v = Linear(config, "D", "NH", shape, use_bias=True, name="v")(x)
         out = Linear(config, "NH", "D", (*shape[1:], width), use_bias=True, name="out")
@@ -208,15 +208,20 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """One post-norm block."""
+    """One post-norm block, of all places or of those at `places` alone."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array) -> tuple[Array, None]:
+    def __call__(self, x: Array, mask: Array, places: Array | None = None) -> tuple[Array, None]:
         config = self.config
-        mixed = Attention(config, name="attention")(x, mask)
-        x = LayerNorm(config, name="attention_norm")(x + mixed)
+        queries = x
+        if places is not None:
+            queries, mask = (
+                jnp.take_along_axis(array, places[:, :, None], axis=1) for array in (x, mask)
+            )
+        mixed = Attention(config, name="attention")(queries, x, mask)
+        x = LayerNorm(config, name="attention_norm")(queries + mixed)
         return LayerNorm(config, name="mlp_norm")(x + Mlp(config, name="mlp")(x)), None
 
 
@@ -260,17 +265,21 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array, positions: Array, mask: Array) -> Array:
         config = self.config
-        layers = nn.scan(
-            remat(Layer, config.remat),
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-        )
         if config.pooler:
             Pooler(config, name="pooler")()
         x = Embed(config, name="embed")(tokens, positions)
-        return layers(config, name="layers")(x, mask)[0]
+        return _layers(config, config.num_layers)(config, name="layers")(x, mask)[0]
+
+
+def _layers(config: EncoderConfig, count: int) -> type[nn.Module]:
+    """`count` layers, one after the other, whose parameters are stacked."""
+    return nn.scan(
+        remat(Layer, config.remat),
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=count,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -300,9 +309,10 @@ def hidden_states(
     positions: Int[Array, "B T"],
     mask: Bool[Array, "B T T"],
     *,
+    places: Int[Array, "B P"] | None = None,
     lora: Params | None = None,
-) -> Float[Array, "B T D"]:
-    """Hidden states of the last layer.
+) -> Float[Array, "B states D"]:
+    """Hidden states of the last layer, of all tokens or of those at `places`.
 
     Args:
         params: parameter tree.
@@ -310,10 +320,12 @@ def hidden_states(
         tokens: token ids [B, T], the tokenizer's own first and last tokens included.
         positions: place of each token in its own text [B, T], below `max_positions`.
         mask: true where a query may see a key [B, T, T]; several texts may share a row.
+        places: the tokens of each row whose states are wanted [B, P]. The last layer computes no
+            others: with 4 layers that is a fifth of the work.
         lora: adapter tree, used when `config.lora_rank` is positive.
 
     Returns:
-        [B, T, D] in the compute dtype; values at padding mean nothing.
+        [B, T, D], or [B, P, D] with `places`, in the compute dtype; values at padding mean nothing.
 
     Raises:
         ValueError: when T exceeds `max_positions`, and for adapters where `lora_rank` is 0.
@@ -326,4 +338,11 @@ def hidden_states(
     if lora is not None and not config.lora_rank:
         raise ValueError("adapters were passed but lora_rank is 0; set model.lora_rank to theirs")
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
-    return Encoder(config).apply(variables, tokens, positions, mask)
+    if places is None:
+        return Encoder(config).apply(variables, tokens, positions, mask)
+    x = Embed(config).apply({"params": params["embed"]}, tokens, positions)
+    layers = {name: tree["layers"] for name, tree in variables.items()}
+    before = jax.tree.map(lambda stacked: stacked[:-1], layers)
+    last = jax.tree.map(lambda stacked: stacked[-1], layers)
+    x, _ = _layers(config, config.num_layers - 1)(config).apply(before, x, mask)
+    return remat(Layer, config.remat)(config).apply(last, x, mask, places)[0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from empathy_jax.models.decoder import DecoderConfig
 from empathy_jax.models.encoder import EncoderConfig
-from empathy_jax.types import Array, Float, Float32, Int
+from empathy_jax.types import Array, Bool, Float, Float32, Int
 
 KINDS = ("mean", "cls", "last")
 
@@ -69,18 +69,31 @@ def pool(
     Raises:
         ValueError: for another `kind`.
     """
-    if kind not in KINDS:
-        raise ValueError(f"pooling is {kind!r}, allowed are {', '.join(KINDS)}")
     hidden = hidden.astype(jnp.float32)
-    member = segment_ids[:, :, None] == jnp.arange(1, segments + 1)
     if kind == "mean":
+        member = _members(segment_ids, segments)
         total = jnp.einsum("RTS,RTD->RSD", member.astype(jnp.float32), hidden)
         return total / jnp.maximum(jnp.sum(member, axis=1), 1)[:, :, None]
-    if kind == "cls":
-        index = jnp.argmax(member, axis=1)
-    else:
-        index = member.shape[1] - 1 - jnp.argmax(member[:, ::-1], axis=1)
+    index = pooled_places(segment_ids, kind, segments)
     return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
+
+
+def pooled_places(segment_ids: Int[Array, "R T"], kind: str, segments: int) -> Int[Array, "R S"]:
+    """Where each text of a row has the one token that stands for it; see `pool`.
+
+    Raises:
+        ValueError: for a `kind` that is neither "cls" nor "last".
+    """
+    member = _members(segment_ids, segments)
+    if kind == "cls":
+        return jnp.argmax(member, axis=1)
+    if kind == "last":
+        return member.shape[1] - 1 - jnp.argmax(member[:, ::-1], axis=1)
+    raise ValueError(f"pooling is {kind!r}, allowed are {', '.join(KINDS)}")
+
+
+def _members(segment_ids: Int[Array, "R T"], segments: int) -> Bool[Array, "R T S"]:
+    return segment_ids[:, :, None] == jnp.arange(1, segments + 1)
 
 
 def normalise(vectors: Float[Array, "*batch D"]) -> Float32[Array, "*batch D"]:

@@ -16,7 +16,7 @@ from empathy_jax.data import pairs
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder, score_head
 from empathy_jax.models.attention import causal_mask, segment_mask
-from empathy_jax.models.pooling import normalise, pool
+from empathy_jax.models.pooling import normalise, pool, pooled_places
 from empathy_jax.sharding import Layout
 from empathy_jax.training import common
 from empathy_jax.training.common import Model
@@ -39,6 +39,13 @@ def embed_rows(
     tokens, segment_ids, positions = (rows[name] for name in ("tokens", "segment_ids", "positions"))
     if isinstance(config, encoder.EncoderConfig):
         mask = segment_mask(segment_ids)
+        if pooling == "cls":
+            places = pooled_places(segment_ids, pooling, pairs.SEGMENTS)
+            return normalise(
+                encoder.hidden_states(
+                    params, config, tokens, positions, mask, places=places, lora=lora
+                )
+            )
         hidden = encoder.hidden_states(params, config, tokens, positions, mask, lora=lora)
     else:
         mask = causal_mask(segment_ids)

@@ -69,6 +69,44 @@ def test_a_neighbours_tokens_get_no_gradient(params):
     np.testing.assert_array_equal(used, np.arange(CONFIG.vocab_size) < 5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"remat": "dots"}, {"lora_rank": 2}])
+def test_places_alone_equal_those_of_all(changes):
+    """States and gradients at chosen places, of which one has a place twice and one is padding."""
+    config = dataclasses.replace(CONFIG, **changes)
+    params = jax.tree.map(
+        lambda x: x * 10 if x.ndim > 2 else x, encoder.init_params(jax.random.key(0), config)
+    )
+    lora = None
+    if config.lora_rank:
+        lora = encoder.init_lora(jax.random.key(1), config)
+        lora = jax.tree.map(lambda x: x + 0.1, lora)
+    tokens = jax.random.randint(jax.random.key(2), (2, 9), 0, config.vocab_size)
+    segment_ids = jnp.array([[1] * 5 + [2] * 4, [1] * 7 + [0] * 2])
+    positions = jnp.array([[*range(5), *range(4)], [*range(7), 0, 0]])
+    mask = segment_mask(segment_ids)
+    places = jnp.array([[0, 5, 5], [0, 3, 8]])
+    counts = jnp.array([[1.0, 1, 1], [1, 1, 0]])[:, :, None]
+
+    @functools.partial(jax.jit, static_argnames="alone")
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(trainable, alone):
+        arguments = (trainable["params"], config, tokens, positions, mask)
+        if alone:
+            hidden = encoder.hidden_states(*arguments, places=places, lora=trainable["lora"])
+        else:
+            hidden = encoder.hidden_states(*arguments, lora=trainable["lora"])
+            hidden = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+        return jnp.sum(hidden**3 * counts), hidden
+
+    trainable = {"params": params, "lora": lora}
+    (_, hidden), grads = run(trainable, True)
+    (_, expected), expected_grads = run(trainable, False)
+    np.testing.assert_allclose(hidden * counts, expected * counts, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), grads, expected_grads
+    )
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_keeps_gradients(params, remat):
     tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
