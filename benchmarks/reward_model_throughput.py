@@ -8,7 +8,8 @@ prompts. A step is timed from texts to updated weights. Each side has a process 
 while the other works; they take turns batch by batch, and a figure is the sum over batches of the
 medians over rounds. A first round, in which programs are compiled, warms up and is reported apart.
 
-Ours is the phase's own update on its packed batches. Theirs is their collator, model and loss in a
+Ours is the phase's own update on its packed batches, on a mesh of one CPU device for each core, as
+XLA_FLAGS=--xla_force_host_platform_device_count=2 makes it. Theirs is their collator, model and loss in a
 plain torch loop with the fused AdamW; their trainer would add its own overhead. Questions and answers
 are padded apart there, each to the longest of its batch. Both report the share of padding and the loss
 of the first step, which is the same while both compute the same.
@@ -33,6 +34,13 @@ from typing import NamedTuple
 MAX_TOKENS, SCALE = 512, 20.0
 LEARNING_RATE, CLIP_NORM, WEIGHT_DECAY = 3e-5, 1.0, 0.01
 SIDES = ("ours", "sentence_transformers")
+# glibc keeps what a process frees. Else a side that waits gives gigabytes back to the system, and pays
+# for getting them again with every turn.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_ARENA_MAX": "1",
+}
 
 Pair = tuple[str, str]
 
@@ -123,6 +131,7 @@ def random_model(folder: Path, pairs: list[Pair]) -> str:
 
 def measure(model: str, batches: list[list[Pair]], rounds: int, threads: int) -> dict:
     """Both sides on the same batches in turns."""
+    os.environ.update(KEEP_MEMORY)
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
     for side in SIDES:
@@ -188,6 +197,8 @@ def our_step(model_folder: str, threads: int) -> Step:
     """The update of the phase `reward_model`."""
     import jax
     import numpy as np
+
+    jax.config.update("jax_num_cpu_devices", threads)
 
     from empathy_jax import sharding
     from empathy_jax.data import pairs as pairs_lib

@@ -133,15 +133,19 @@ def _weigh(q: Array, k: Array, v: Array, mask: Array) -> Array:
     The weights are normalised after the product with the values: their sum divides H numbers a query
     instead of S.
     """
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    batch, kv_heads, group, length, head_dim = q.shape
+    # One axis for a group's queries: with two, XLA's CPU products take a fifth longer.
+    q = q.reshape(batch, kv_heads, group * length, head_dim)
+    mask = jnp.tile(mask, (1, group, 1))[:, None]
+    scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = jnp.einsum(
-        "BKGTS,BKSH->BKGTH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "BKTS,BKSH->BKTH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return (mixed / total).astype(q.dtype)
+    return (mixed / total).astype(q.dtype).reshape(batch, kv_heads, group, length, head_dim)
 
 
 def single_query_attention(
