@@ -29,8 +29,14 @@ def generate(
     prompts: list[list[int]],
     config: ConfigDict,
     samples_per_prompt: int = 1,
+    first: int = 0,
 ) -> engine.Completions:
-    """Sampled completions of prompts, those of one prompt side by side."""
+    """Sampled completions of prompts, those of one prompt side by side.
+
+    `first` is the number of the first prompt among those that share the key: however these are cut
+    into calls, they get the same samples.
+    """
+    first_row = first * samples_per_prompt
     return engine.generate(
         variables["params"],
         model.config,
@@ -42,6 +48,7 @@ def generate(
         samples_per_prompt=samples_per_prompt,
         rows=config.sampling.rows,
         lora=variables.get("lora"),
+        row_ids=range(first_row, first_row + len(prompts) * samples_per_prompt),
     )
 
 
@@ -52,10 +59,11 @@ def complete(
     questions: list[dict],
     config: ConfigDict,
     samples_per_prompt: int = 1,
+    first: int = 0,
 ) -> list[dict]:
-    """Judged completions of questions, those of one question side by side; see `judged`."""
+    """Judged completions of questions, those of one question side by side; see `generate`, `judged`."""
     prompts = [tokenizers.prompt_ids(model.tokenizer, record["question"]) for record in questions]
-    done = generate(key, variables, model, prompts, config, samples_per_prompt)
+    done = generate(key, variables, model, prompts, config, samples_per_prompt, first)
     return judged([record for record in questions for _ in range(samples_per_prompt)], model, done)
 
 

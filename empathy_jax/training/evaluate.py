@@ -115,23 +115,20 @@ def generate(
 ) -> list[dict]:
     """Rows of `generations.jsonl`: each question with its samples side by side, in order.
 
-    Rows are written a few batches at a time, each drawn from a key of its own, so a resumed run
-    makes the rows that it would have made. `sigterm` ends the run after the batches at hand.
+    Rows are written a few batches at a time. What a row is depends on its place alone, so a resumed
+    run makes the rows that it would have made. `sigterm` ends the run after the batches at hand.
     """
     path, samples = folder / "generations.jsonl", config.evaluate.samples
     size = max(1, BATCHES_PER_WRITE * config.sampling.rows // samples)
     rows = list(files.read_jsonl(path)) if path.exists() else []
-    done = len(rows) // samples
-    done = len(questions) if done >= len(questions) else done - done % size
+    done = min(len(rows) // samples, len(questions))
     rows = rows[: done * samples]
     files.write_jsonl(path, rows)
-    root = common.stream(config.seed, "evaluate")
+    key = common.stream(config.seed, "evaluate")
     progress = Progress("evaluate", len(questions), every=1)
     for start in range(done, len(questions), size):
-        key = jax.random.fold_in(root, start)
-        made = completions.complete(
-            key, model.variables, model, questions[start : start + size], config, samples
-        )
+        some = questions[start : start + size]
+        made = completions.complete(key, model.variables, model, some, config, samples, start)
         made = [_flat(row, index % samples) for index, row in enumerate(made)]
         files.append_jsonl(path, made)
         resources.note(folder)

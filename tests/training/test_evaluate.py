@@ -39,7 +39,7 @@ def scripted(monkeypatch):
     """
     calls = []
 
-    def complete(key, variables, model, questions, config, samples_per_prompt):
+    def complete(key, variables, model, questions, config, samples_per_prompt, first):
         calls.append((questions[0]["id"], len(questions)))
         rows = []
         for record in questions:
@@ -99,12 +99,12 @@ def test_a_killed_evaluation_goes_on_and_writes_the_same(run_copy, scripted):
     path = root / "evaluate" / "generations.jsonl"
     whole, calls = path.read_bytes(), list(scripted)
     assert [count for _, count in calls] == [2, 2, 1]
-    # Killed in the second write: its first two rows are there, and a part of the third.
-    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]) + b'{"id": "x')
+    # Killed in the second write: its first question is there, a row of the next and a part of another.
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:7]) + b'{"id": "x')
     (root / "evaluate" / "summary.json").unlink()
     scripted.clear()
     evaluate.run(config, root)
-    assert path.read_bytes() == whole and scripted == calls[1:]
+    assert path.read_bytes() == whole and [count for _, count in scripted] == [2]
 
 
 def _score(root):
@@ -161,6 +161,18 @@ def test_sigterm_ends_after_the_batches_at_hand(run_copy, scripted, trained):
     with pytest.raises(workdir.Preempted):
         evaluate.generate(config, folder, model, questions, sigterm=[15])
     assert len(list(files.read_jsonl(folder / "generations.jsonl"))) == 4
+
+
+def test_samples_do_not_depend_on_how_many_are_written_at_a_time(run_copy):
+    root, config = run_copy
+    written = []
+    for rows in (1, 8):
+        config.sampling.rows = rows
+        evaluate.run(config, root)
+        written.append(list(files.read_jsonl(root / "evaluate" / "generations.jsonl")))
+        shutil.rmtree(root / "evaluate")
+    assert len({row["completion"] for row in written[0]}) > 5
+    assert written[0] == written[1]
 
 
 def test_the_engine_and_an_untrained_model(run_copy):
