@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,9 +133,9 @@ def test_a_dry_run_prints_commands_and_writes_nothing(run_program, tmp_path, cap
     assert not workdir.exists()
     workdir.mkdir()
     for line in lines[:3]:  # a shell reads the lines as they are meant
-        subprocess.run(
-            ["bash", "-c", f"mkdir -p {line.split('--workdir=')[1]}; {line}"], check=False
-        )
+        folder = Path(shlex.split(line)[-1].removeprefix("--workdir="))
+        assert folder.parent == workdir
+        subprocess.run(["bash", "-c", line], check=True)
     assert len(_ran(workdir)) == 3
 
 
