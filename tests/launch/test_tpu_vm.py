@@ -1,6 +1,7 @@
 """`launch/tpu_vm.sh` as a real process, before a gcloud that runs its commands here."""
 
 import os
+import shutil
 import signal
 import subprocess
 
@@ -154,9 +155,11 @@ def test_bad_arguments_are_one_line_and_nothing_is_called(cloud, script, argumen
     assert not cloud.calls()
 
 
-def test_without_gcloud_one_line_says_so(cloud):
-    (cloud.folder / "bin" / "gcloud").unlink()
-    done = cloud.run("tpu_vm.sh", "logs", *PLACE)
+def test_without_gcloud_one_line_says_so(cloud, tmp_path):
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    environment = {**cloud.environment(), "PATH": str(tmp_path)}
+    done = cloud.run("tpu_vm.sh", "logs", *PLACE, env=environment)
     assert done.returncode == 1
     assert done.stderr == (
         "error: gcloud is not on PATH; install the Google Cloud CLI, or look with --dry_run\n"
