@@ -29,15 +29,17 @@ def test_a_killed_sweep_of_real_runs_ends_with_the_table(tmp_path):
         "--grid=optimizer.learning_rate=1e-4,1e-2",
     ]
     process = subprocess.Popen(command, cwd=ROOT, env=tiny_runs.environment())
-    end = time.monotonic() + 240
-    while not list(workdir.glob("*/sft/checkpoints/2.json")):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
-    runs = psutil.Process(process.pid).children(recursive=True)
-    for victim in (process, *runs):
-        victim.kill()
-    process.wait()
-    psutil.wait_procs(runs)
+    try:
+        end = time.monotonic() + 240
+        while not list(workdir.glob("*/sft/checkpoints/2.json")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+    finally:
+        runs = psutil.Process(process.pid).children(recursive=True)
+        for victim in (process, *runs):
+            victim.kill()
+        process.wait()
+        psutil.wait_procs(runs)
     (first,) = workdir.glob("*/sft")
     assert not (first / "summary.json").exists()
 
