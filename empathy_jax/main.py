@@ -16,6 +16,8 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/, with a size after a colon.")
 flags.DEFINE_string("workdir", "", "Folder of the run; each phase writes to its own folder in it.")
 
+# What reading a command line may raise.
+FLAG_ERRORS = (flags.Error, AttributeError, ValueError, TypeError, OSError)
 PHASES = ("corpus", "annotate", "sft", "reward_model", "rl", "evaluate", "export")
 
 
@@ -44,16 +46,21 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         _ = FLAGS.config  # a file that could not be read is reported here
         return rest
-    except (flags.Error, AttributeError, ValueError, TypeError, OSError) as error:
-        text: object = error
-        while isinstance(text, Exception) and text.args:
-            text = text.args[0]
-        text = str(text)
-        if isinstance(error, AttributeError | KeyError):
-            text = "unknown config field " + text.replace("\n", ": ")
-        elif "Traceback" in text:
-            text = text.splitlines()[-1].partition(": ")[2]
-        _fail(ValueError(" ".join(text.split())))
+    except FLAG_ERRORS as error:
+        _fail(ValueError(explain_flag_error(error)))
+
+
+def explain_flag_error(error: Exception) -> str:
+    """What a wrong flag, config file, size or field (one of FLAG_ERRORS) is about, in one line."""
+    text: object = error
+    while isinstance(text, Exception) and text.args:
+        text = text.args[0]
+    text = str(text)
+    if isinstance(error, AttributeError | KeyError):
+        text = "unknown config field " + text.replace("\n", ": ")
+    elif "Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, dict]:

@@ -1,0 +1,1 @@
+"""Starting runs: on TPU VMs, on SLURM clusters, and many of them as a sweep."""
