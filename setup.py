@@ -18,12 +18,14 @@ setup(
     package_data={
         "empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"],
         "empathy_jax.data": ["phrases.yaml"],
+        "empathy_jax.evaluation.ranking": ["assets/*"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1",
         "charset-normalizer>=3.4",  # encodings of dumps
         "datasets>=5",
+        "fastapi>=0.160",  # the page of the human ranking
         "flax>=0.12.8",
         "ftfy>=6.3",  # mojibake
         "grain>=0.2.18",
@@ -43,12 +45,14 @@ setup(
         "pyyaml>=6",
         "rjieba>=0.2",  # words of Chinese text and their kinds
         "safetensors>=0.5",
+        "scipy>=1.14",  # Student's t, connected components
         "tensorboardX>=2.6",
         "tensorflow>=2.21",
         "tensorflow-text>=2.21",
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "transformers>=5",
+        "uvicorn>=0.40",
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],
@@ -57,7 +61,9 @@ setup(
             "accelerate==1.15.0",  # trl needs it
             "beartype>=0.21",
             "chex>=0.1.90",
+            "choix>=0.4.1",  # the oracle of Plackett-Luce
             "hypothesis>=6",
+            "playwright>=1.60",  # drives the ranking page where a Chromium is installed
             "psutil>=6",
             "pytest>=9",
             "pytest-xdist>=3.6",

@@ -1,0 +1,1 @@
+"""Tests of the ranking of systems by people."""
