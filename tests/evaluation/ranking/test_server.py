@@ -66,7 +66,11 @@ def test_the_page_has_a_fresh_nonce_and_a_strict_policy(port):
     assert headers["cache-control"] == "no-store" and headers["referrer-policy"] == "no-referrer"
 
 
-@pytest.mark.parametrize("code", [None, "", "x", CODE[:-1], KEY["codes"]["r001"].upper()])
+@pytest.mark.parametrize(
+    "code",
+    [None, "", "x", CODE[:-1], KEY["codes"]["r001"].upper()],
+    ids=["none", "empty", "another", "shortened", "upper case"],
+)
 def test_without_a_code_nothing_is_told(port, code):
     for method, path in (("GET", "/api/session"), ("POST", "/api/votes")):
         status, _, body = ask(port, method, path, b"{}", code)
