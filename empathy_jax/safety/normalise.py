@@ -6,6 +6,7 @@ that a match can be shown where it stands. The evasions are data, in `spellings.
 
 import functools
 import importlib.resources
+import itertools
 import re
 import unicodedata
 from typing import NamedTuple
@@ -122,5 +123,17 @@ def _spellings() -> tuple[re.Pattern, list[str]]:
     """One pattern with a group for each evasion, and what each stands for."""
     file = importlib.resources.files("empathy_jax.safety") / "spellings.yaml"
     entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    groups = "|".join(f"({entry['pattern']})" for entry in entries)
+    groups = "|".join(
+        f"({entry.get('pattern') or _mixture(entry['spelled'])})" for entry in entries
+    )
     return re.compile(groups, re.ASCII), [entry["means"] for entry in entries]
+
+
+def _mixture(spelled: list[list[str]]) -> str:
+    """A pattern of two characters in any of their spellings, one of them Chinese at least."""
+    either = "|".join(
+        f"{first} ?{second}"
+        for first, second in itertools.product(*spelled)
+        if not f"{first}{second}".isascii()
+    )
+    return f"(?<![a-z0-9])(?:{either})(?![a-z0-9]|(?<=[a-z0-9])[个年月天次点号份本楼])"

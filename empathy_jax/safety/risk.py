@@ -223,9 +223,8 @@ def _modifiers(
         return
     clause = context.clause_start(start)
     before = text[max(clause, start - _BEFORE) : start]
-    if words.negation.search(before) and not words.no_negation.search(before):
-        yield "negated"
-    elif words.denial_behind.search(text[end : end + _BEHIND]):
+    denied = words.negation.search(before) and not words.no_negation.search(before)
+    if denied or words.denial_behind.search(text[end : end + _BEHIND]):
         yield "negated"
     if rule.element == "request":
         return
@@ -242,13 +241,20 @@ def _modifiers(
             yield "play"
         elif context.frames["story"] & sentences and not (subject == "self" and stated):
             yield "story"
-    if subject == "other" and words.grief.search(text, first, last):
+    if subject == "other" and rule.element != "wish" and words.grief.search(text, first, last):
         yield "grief"
-    past = None
-    for past in words.past.finditer(text, first, start):
-        pass
-    if past and not words.still.search(text, past.end(), start):
+    if _is_past(start, end, first, last, context):
         yield "past"
+
+
+def _is_past(start: int, end: int, first: int, last: int, context: _Context) -> bool:
+    """Whether a word of the past stands before a match in its sentence, or close behind it."""
+    words, text = context.words, context.text
+    before = [match.end() for match in words.past.finditer(text, first, start)]
+    if before:
+        return not words.still.search(text, before[-1], start)
+    behind = words.past.search(text, end, min(end + _BEHIND, last))
+    return behind is not None and not words.still.search(text, first, behind.end())
 
 
 def _combine(one: Combination, hits: Sequence[_Hit]) -> Iterator[_Hit]:

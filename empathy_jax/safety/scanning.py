@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
 
-_NAME = re.compile(r"(?<!\?)<(\w+)>")
+_NAME = re.compile(r"<(\w+)>")
 
 
 class Scanner(NamedTuple):
