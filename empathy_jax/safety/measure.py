@@ -17,7 +17,7 @@ from typing import Literal
 from empathy_jax.safety.risk import grade
 
 URGENT = 3  # the grade from which on a text calls for help at once
-PARTS = ("dev", "held_out_1", "held_out_2")
+PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3")
 _Z = 1.959964  # 95 % of a normal distribution lie within
 
 
