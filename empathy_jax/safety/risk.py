@@ -37,6 +37,7 @@ _LONGEST_SENTENCE = (
 )
 _BEFORE = 60  # characters before a finding in which a denial or an insult stands
 _BEHIND = 40
+_ACTS = {"means", "body", "got", "edge"}  # of grade 0, and yet denied, told of others or over
 _LOWERED = {"act": 2}  # elements that lie in the past; others become 1
 
 
@@ -219,7 +220,7 @@ def _modifiers(
         yield "idiom"
     if rule.unless and rule.unless.search(text, first, last):
         yield "unless"
-    if rule.grade == 0:
+    if rule.grade == 0 and rule.element not in _ACTS:
         return
     clause = context.clause_start(start)
     before = text[max(clause, start - _BEFORE) : start]
