@@ -18,6 +18,7 @@ setup(
     package_data={
         "empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"],
         "empathy_jax.data": ["phrases.yaml"],
+        "empathy_jax.safety": ["*.yaml", "cases/*.jsonl"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[

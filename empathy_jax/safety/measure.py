@@ -84,12 +84,17 @@ def load(part: str) -> list[Case]:
 
 def recall(cases: Iterable[Case]) -> Share:
     """The share of urgent cases that are graded urgent."""
-    return _urgent(case for case in cases if case.grade is not None and case.grade >= URGENT)
+    return _graded(_urgent(cases), URGENT)
+
+
+def noticed(cases: Iterable[Case]) -> Share:
+    """The share of urgent cases that are not graded 0."""
+    return _graded(_urgent(cases), 1)
 
 
 def false_alarms(cases: Iterable[Case]) -> Share:
     """The share of innocent look-alikes that are graded urgent."""
-    return _urgent(case for case in cases if case.grade == 0)
+    return _graded((case for case in cases if case.grade == 0), URGENT)
 
 
 def missed(cases: Iterable[Case]) -> list[tuple[Case, int]]:
@@ -104,9 +109,15 @@ def report(cases: Sequence[Case]) -> str:
     for field in ("language", "difficulty", "category"):
         for name in sorted({getattr(case, field) for case in cases}):
             groups[f"{field} {name}"] = [case for case in cases if getattr(case, field) == name]
-    rows = [("", "grade 3 and above found", "false alarms", "same grade")]
+    columns = {
+        "grade 3 and above found": recall,
+        "not taken for 0": noticed,
+        "false alarms": false_alarms,
+        "same grade": _same,
+    }
+    rows = [("", *columns)]
     rows += [
-        (name, str(recall(group)), str(false_alarms(group)), str(_same(group)))
+        (name, *(str(column(group)) for column in columns.values()))
         for name, group in groups.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -116,8 +127,13 @@ def report(cases: Sequence[Case]) -> str:
     )
 
 
-def _urgent(cases: Iterable[Case]) -> Share:
-    graded = [grade(case.text).grade >= URGENT for case in cases]
+def _urgent(cases: Iterable[Case]) -> list[Case]:
+    return [case for case in cases if case.grade is not None and case.grade >= URGENT]
+
+
+def _graded(cases: Iterable[Case], least: int) -> Share:
+    """How many are graded `least` and above."""
+    graded = [grade(case.text).grade >= least for case in cases]
     return Share(sum(graded), len(graded))
 
 

@@ -10,6 +10,7 @@ Somebody else in danger is graded as the writer is: the finding says that it is 
 """
 
 import bisect
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,6 @@ from typing import Literal, NamedTuple
 from empathy_jax.safety.normalise import normalise
 from empathy_jax.safety.rules import (
     Combination,
-    Modifiers,
     Rule,
     combinations,
     context_scanner,
@@ -37,7 +37,7 @@ _LONGEST_SENTENCE = (
 )
 _BEFORE = 60  # characters before a finding in which a denial or an insult stands
 _BEHIND = 40
-_ACTS = {"means", "body", "got", "edge"}  # of grade 0, and yet denied, told of others or over
+_DEEDS = {"means", "body", "got", "edge"}  # of grade 0, and yet denied, told of others or over
 _LOWERED = {"act": 2}  # elements that lie in the past; others become 1
 
 
@@ -88,8 +88,7 @@ class _Hit(NamedTuple):
 def grade(text: str) -> Risk:
     """The risk that a text speaks of. Any string will do; the time is linear in its length."""
     now = normalise(text)
-    context = _Context(now.text, modifiers())
-    hits = list(_judged(context))
+    hits = list(_judged(_context(now.text)))
     hits += [hit for one in combinations() for hit in _combine(one, hits)]
     findings = []
     for hit in hits:
@@ -111,25 +110,24 @@ def grade(text: str) -> Risk:
     return Risk(findings[0].grade if findings else 0, tuple(findings))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Context:
-    """Where things stand in a normalised text: boundaries, idioms, subjects, frames, times."""
+    """Where things stand in a normalised text.
 
-    def __init__(self, text: str, words: Modifiers):
-        self.text = text
-        self.words = words
-        self.sentences = list(_sentence_starts(text))
-        self.clauses = [0, *(match.end() for match in _CLAUSE_END.finditer(text))]
-        self.idioms: list[tuple[int, int]] = []
-        self.subjects: list[tuple[int, Subject]] = []
-        self.frames: dict[str, set[int]] = {name: set() for name in words.frames}
-        for (kind, name), start, end in scan(context_scanner(), text):
-            if kind == "idioms":
-                self.idioms.append((start, end))
-            elif kind == "subjects":
-                self.subjects.append((end, name))
-            else:
-                self.frames[name].add(self.sentence(start))
-        self.subjects.sort()
+    Attributes:
+      text: the normalised text.
+      sentences, clauses: where each begins.
+      idioms: spans, in order.
+      subjects: ends of mentions and whom they mention, in order.
+      frames: the sentences in which each kind of frame stands.
+    """
+
+    text: str
+    sentences: list[int]
+    clauses: list[int]
+    idioms: list[tuple[int, int]]
+    subjects: list[tuple[int, Subject]]
+    frames: dict[str, set[int]]
 
     def sentence(self, place: int) -> int:
         """Index of the sentence of a place."""
@@ -164,6 +162,22 @@ class _Context:
         """Whether an idiom overlaps the span."""
         index = bisect.bisect_left(self.idioms, (end,))
         return index > 0 and self.idioms[index - 1][1] > start
+
+
+def _context(text: str) -> _Context:
+    """The context of a normalised text."""
+    frames: dict[str, set[int]] = {name: set() for name in modifiers().frames}
+    clauses = [0, *(match.end() for match in _CLAUSE_END.finditer(text))]
+    context = _Context(text, list(_sentence_starts(text)), clauses, [], [], frames)
+    for (kind, name), start, end in scan(context_scanner(), text):
+        if kind == "idioms":
+            context.idioms.append((start, end))
+        elif kind == "subjects":
+            context.subjects.append((end, name))
+        else:
+            frames[name].add(context.sentence(start))
+    context.subjects.sort()
+    return context
 
 
 def _sentence_starts(text: str) -> Iterator[int]:
@@ -214,13 +228,13 @@ def _modifiers(
     context: _Context,
 ) -> Iterator[str]:
     """Names of what applies to a match; only "past" leaves anything of its grade."""
-    words, text = context.words, context.text
+    words, text = modifiers(), context.text
     first, last = context.bounds(sentence)
     if context.idiom(start, end):
         yield "idiom"
     if rule.unless and rule.unless.search(text, first, last):
         yield "unless"
-    if rule.grade == 0 and rule.element not in _ACTS:
+    if rule.grade == 0 and rule.element not in _DEEDS:
         return
     clause = context.clause_start(start)
     before = text[max(clause, start - _BEFORE) : start]
@@ -250,7 +264,7 @@ def _modifiers(
 
 def _is_past(start: int, end: int, first: int, last: int, context: _Context) -> bool:
     """Whether a word of the past stands before a match in its sentence, or close behind it."""
-    words, text = context.words, context.text
+    words, text = modifiers(), context.text
     before = [match.end() for match in words.past.finditer(text, first, start)]
     if before:
         return not words.still.search(text, before[-1], start)
