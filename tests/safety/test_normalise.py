@@ -53,7 +53,7 @@ def test_by_hand(text, expected):
 @pytest.mark.parametrize(
     ("text", "word", "shown"),
     [
-        ("我想自·杀了", "自杀", "自·杀"),
+        ("我想自·杀·了", "自杀", "自·杀"),
         ("ok ＫＭＳ!", "kill myself", "ＫＭＳ"),
         ("我 想sha", "想", "想"),
     ],

@@ -83,6 +83,11 @@ def test_a_request_for_a_method_is_not_excused_by_a_story():
     assert grade("我在写小说，主角自杀了，读者很难过").grade == 0
 
 
+def test_a_combination_within_one_sentence_does_not_reach_into_the_next():
+    assert grade("我常常看着农药发呆").grade == 3
+    assert grade("我常常发呆。后院放着农药桶。").grade == 0
+
+
 def test_sentences_apart_do_not_combine():
     near = "我不想活了。安眠药就在桌上。"
     far = "我不想活了。" + "今天天气不错。" * 3 + "安眠药就在桌上。"
@@ -119,19 +124,21 @@ def _check(text):
     assert grade(text) == risk
 
 
-def _calls(text):
-    """How many functions, of Python and of C, grading calls: each takes bounded time (test_scanning)."""
+def _steps(text):
+    """Lines of Python that grading runs; a search of a pattern is one, see test_scanning."""
     count = 0
 
-    def profile(frame, event, argument):
+    def trace(frame, event, argument):
         nonlocal count
-        count += event in ("call", "c_call")
+        count += event == "line"
+        return trace
 
-    sys.setprofile(profile)
+    before = sys.gettrace()
+    sys.settrace(trace)
     try:
         grade(text)
     finally:
-        sys.setprofile(None)
+        sys.settrace(before)
     return count
 
 
@@ -148,9 +155,10 @@ def _calls(text):
         "死\n",
         "以前",
         "药都吃",
+        "你好，想死，",
     ],
 )
 def test_twice_the_text_takes_twice_the_steps(unit):
     grade(unit)  # compiles the rules
-    once, twice = _calls(unit * 400), _calls(unit * 800)
+    once, twice = _steps(unit * 400), _steps(unit * 800)
     assert twice < 2.1 * once
