@@ -19,6 +19,7 @@ setup(
         "empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"],
         "empathy_jax.data": ["phrases.yaml"],
         "empathy_jax.evaluation.ranking": ["assets/*"],
+        "empathy_jax.safety": ["*.yaml", "cases/*.jsonl"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[

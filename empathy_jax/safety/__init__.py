@@ -1,0 +1,1 @@
+"""Grading of risk in a text, by rules that can be read."""
