@@ -331,6 +331,7 @@
       settings.dimensions.map((name) => [name, [...draft.order[name]]]));
     votes[key] = { trial: key, revision, rankings, seconds: draft.spent };
     if (served) pending[key] = true;
+    if (message === "conflict") message = null;
     const next = session.trials.findIndex((one) => !votes[one.trial]);
     index = next < 0 ? session.trials.length : next;
     startDraft();
@@ -421,7 +422,8 @@
       sending = false;
       frame();
     }
-    if (message === null && Object.keys(pending).length > 0) send();
+    const waits = message === "offline" || message === "refused";
+    if (!waits && Object.keys(pending).length > 0) send();
   }
 
   $("language").addEventListener("click", () => {
