@@ -50,11 +50,19 @@ is_running() {
 }
 
 start() {
-  ! is_running || return 0
+  ! is_running || end_left_over
   rm -f run.status run.stop
   printf '%s\0' "$@" >run.arguments
   setsid nohup bash code/launch/tpu_worker.sh supervise "$@" >run.log 2>&1 </dev/null &
   echo $! >run.pid
+}
+
+# A run whose first worker has ended already; it may hang in a collective that never comes.
+end_left_over() {
+  local pid
+  pid=$(<run.pid)
+  kill -TERM "$pid"
+  timeout 60 tail --pid="$pid" -f /dev/null || kill -KILL -- "-$pid" # setsid made it a group
 }
 
 # Runs the program and notes how it ended; a SIGTERM is handed on, so that the run saves first.

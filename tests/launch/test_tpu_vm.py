@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 
+import psutil
 import pytest
 
 PLACE = ("--name=tpu-a", "--zone=us-east5-a")
@@ -87,6 +88,23 @@ def test_a_run_goes_on_without_its_watcher_and_is_not_started_twice(cloud):
     assert "no run is under way" in cloud.run("tpu_vm.sh", "stop", *PLACE).stdout
     logs = cloud.run("tpu_vm.sh", "logs", *PLACE)
     assert "the run says hello\nsaved\n" in logs.stdout
+
+
+def test_what_is_left_of_a_run_on_other_workers_is_ended_before_the_next(cloud):
+    cloud.end("wait 0")
+    watcher = cloud.begin("tpu_vm.sh", "start", *MACHINE, *RUN)
+    for line in watcher.stdout:
+        if "says hello" in line:
+            break
+    first, second = (cloud.folder / "workers" / name / "empathy_jax" for name in "01")
+    os.killpg(int((first / "run.pid").read_text()), signal.SIGKILL)
+    watcher.communicate(timeout=60)
+    left_over = int((second / "run.pid").read_text())
+    assert psutil.pid_exists(left_over)
+    done = cloud.run("tpu_vm.sh", "start", *MACHINE, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert not psutil.pid_exists(left_over)
+    assert [len(cloud.noted("ran", worker)) for worker in (0, 1)] == [2, 2]
 
 
 def test_fetch_brings_all_but_weights(cloud, tmp_path):
