@@ -121,8 +121,12 @@ def plackett_luce(ranks: Floats, tolerance: float = 1e-10) -> tuple[Floats, Floa
 
 def _without_ties(ranks: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Strict rankings that stand for the votes, their weights (1 for each vote), their votes."""
-    strict, weight, vote = [], [], []
-    for index, row in enumerate(ranks):
+    places = np.sort(ranks, axis=1)
+    tied = (places[:, 1:] == places[:, :-1]).any(1)
+    strict, vote = list(ranks[~tied]), list(np.flatnonzero(~tied))
+    weight = [1.0] * len(strict)
+    for index in np.flatnonzero(tied):
+        row = ranks[index]
         groups = [np.flatnonzero(row == place) for place in np.unique(row)]
         ways = list(itertools.product(*map(itertools.permutations, groups)))
         for way in ways:
