@@ -39,8 +39,8 @@ def two_way_error(
 
         V = V_rater + V_item - V_vote,   V_c = G/(G-1) · Σ_g (Σ_{v in g} ψ_v)² / V²
 
-    (Cameron, Gelbach & Miller 2011, https://doi.org/10.1198/jbes.2010.07136). It is not less than
-    the variance of independent votes.
+    (Cameron, Gelbach & Miller 2011, https://doi.org/10.1198/jbes.2010.07136). The difference may
+    come out at zero or below; then it is V_vote, the variance of independent votes.
 
     Args:
       influence: [V, ...] of each vote on the estimate, of mean zero: x_v less the mean for a mean.
@@ -57,7 +57,8 @@ def two_way_error(
         return np.full(influence.shape[1:], np.nan), freedom
     by_vote = votes / (votes - 1) * (influence**2).sum(0) / votes**2
     by_rater, by_item = (_cluster_variance(influence, labels) for labels in (rater, item))
-    return np.sqrt(np.maximum(by_rater + by_item - by_vote, by_vote)), freedom
+    variance = by_rater + by_item - by_vote
+    return np.sqrt(np.where(variance > 0, variance, by_vote)), freedom
 
 
 def _cluster_variance(influence: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -121,8 +122,12 @@ def plackett_luce(ranks: Floats, tolerance: float = 1e-10) -> tuple[Floats, Floa
 
 def _without_ties(ranks: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Strict rankings that stand for the votes, their weights (1 for each vote), their votes."""
-    strict, weight, vote = [], [], []
-    for index, row in enumerate(ranks):
+    places = np.sort(ranks, axis=1)
+    tied = (places[:, 1:] == places[:, :-1]).any(1)
+    strict, vote = list(ranks[~tied]), list(np.flatnonzero(~tied))
+    weight = [1.0] * len(strict)
+    for index in np.flatnonzero(tied):
+        row = ranks[index]
         groups = [np.flatnonzero(row == place) for place in np.unique(row)]
         ways = list(itertools.product(*map(itertools.permutations, groups)))
         for way in ways:

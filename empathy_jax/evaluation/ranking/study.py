@@ -231,9 +231,10 @@ class _Maker:
         """The system whose answer is replaced, and an answer to another question in its place."""
         for index in self._rng.permutation(len(self._questions)):
             other = self._questions[index]
-            strange = canonical(other.answers[self._rng.integers(self._systems)])
-            if other.text != question.text and strange not in question.cards():
-                return int(self._rng.integers(self._systems)), strange
+            strange = [text for text in other.cards() if text not in question.cards()]
+            if other.text != question.text and strange:
+                chosen = strange[self._rng.integers(len(strange))]
+                return int(self._rng.integers(self._systems)), chosen
         raise ValueError(
             "every answer to another question is an answer to this one too, so an attention check "
             "cannot be made; set checks to 0"

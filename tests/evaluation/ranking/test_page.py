@@ -96,6 +96,7 @@ def test_ranking_by_mouse_keyboard_and_buttons(browser, study):
         tab = enter(context, port, key["codes"][RATER])
         shown = [card for card, _ in public["raters"][RATER]["trials"][0]["cards"]]
         a, b, c = shown
+        assert tab.url == f"http://127.0.0.1:{port}/"  # without the code
         assert order(tab) == shown and tab.is_disabled("#submit")
         drag(tab, 0, 2)
         assert order(tab) == [b, c, a]
@@ -222,6 +223,9 @@ def test_two_tabs_do_not_overwrite_each_other(browser, study):
         confirm_all(second)
         second.click("#submit")
         second.wait_for_selector("#message:not([hidden])")
+        second.click("#previous")  # what was stored is shown, not what this tab had
+        assert order(second) == stored(path)[0]["rankings"]["fluency"]
+        second.click("#next")
         confirm_all(second)
         second.click("#submit")
         wait_stored(second, path, 2)

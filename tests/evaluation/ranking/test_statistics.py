@@ -43,6 +43,11 @@ def test_two_way_error_by_hand():
     by_rater, by_item, by_vote = 2 * 32 / 16, 2 * 8 / 16, 4 / 3 * 20 / 16
     assert freedom == 1
     np.testing.assert_allclose(error, np.sqrt(by_rater + by_item - by_vote))
+    # Here raters and items cancel out, and the difference is below zero.
+    crossed, _ = statistics.two_way_error(
+        np.array([1.0, -1.0, -1.0, 1.0]), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    )
+    np.testing.assert_allclose(crossed, np.sqrt(4 / 3 * 4 / 16))
     lonely, _ = statistics.two_way_error(influence, np.zeros(4, int), np.arange(4))
     assert np.isnan(lonely)
 

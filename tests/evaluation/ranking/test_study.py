@@ -160,3 +160,24 @@ def test_key_is_for_its_owner_and_is_never_overwritten(tmp_path):
     assert study.read(tmp_path / "s" / "study.json") == public
     with pytest.raises(FileExistsError, match="choose another"):
         study.write(tmp_path / "s", public, key)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_foil_is_never_an_answer_to_its_question(seed):
+    questions = [
+        study.Question("q0", "甲?", ("同", "一")),
+        study.Question("q1", "乙?", ("同", "二")),
+    ]
+    settings = study.Settings(raters=1, raters_per_item=1, checks=1, repeats=0, seed=seed)
+    public, key = study.build(["a", "b"], questions, settings)
+    (secret,) = (trial for trial in key["trials"].values() if trial["kind"] == "check")
+    cards = [card for trial in public["raters"]["r001"]["trials"] for card in trial["cards"]]
+    foil = public["texts"][dict(cards)[secret["foil"]]]
+    assert foil == ("二" if secret["question"] == "q0" else "一")
+
+
+def test_a_study_without_strange_answers_cannot_have_checks():
+    questions = [study.Question(f"q{n}", f"{n}?", ("同", "一")) for n in range(4)]
+    settings = study.Settings(raters=1, raters_per_item=1, checks=1, repeats=0)
+    with pytest.raises(ValueError, match="set checks to 0"):
+        study.build(["a", "b"], questions, settings)
