@@ -64,7 +64,7 @@ def rowwise_attention(
     of `jax.nn.dot_product_attention`. Rows are taken with a stride, so that what is cut over devices
     along its rows stays where it is.
     """
-    return _row_by_row(jax.checkpoint(_scored), q, k, v, mask)
+    return _row_by_row(_scored, q, k, v, mask)
 
 
 def _row_by_row(attend: Callable[..., Array], q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -108,12 +108,11 @@ def blockwise_causal_attention(
 def _blocks(q: Array, k: Array, v: Array, mask: Array) -> Array:
     length, before = q.shape[1], k.shape[1] - q.shape[1]
     grouped, keys, values = _by_kv_head(q, k, v)
-    block = jax.checkpoint(_weigh)
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         own, seen = grouped[:, :, :, start:end], before + end
-        blocks.append(block(own, keys[:, :, :seen], values[:, :, :seen], mask[:, start:end, :seen]))
+        blocks.append(_weigh(own, keys[:, :, :seen], values[:, :, :seen], mask[:, start:end, :seen]))
     mixed = jnp.concatenate(blocks, axis=3)
     return jnp.einsum("BKGTH->BTKGH", mixed).reshape(q.shape)
 
@@ -127,25 +126,68 @@ def _by_kv_head(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     return grouped, jnp.einsum("BSKH->BKSH", k), jnp.einsum("BSKH->BKSH", v)
 
 
+@jax.custom_vjp
 def _weigh(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Attention of scaled queries [B, K, G, T, H] to keys and values [B, K, S, H].
+    """Attention of scaled queries [B, K, G, T, H] to keys and values [B, K, S, H] under a mask [B, T, S].
 
-    The weights are normalised after the product with the values: their sum divides H numbers a query
-    instead of S.
+    The backward pass makes the weights P again, from scores and normalisers, so that [T, S] is never
+    held, and with D = Σ_h g ⊙ o for the output o and its gradient g
+    (FlashAttention, https://arxiv.org/abs/2205.14135, appendix B):
+
+        g_v = Pᵀ g,    g_s = P ⊙ (g vᵀ - D),    g_q = g_s k,    g_k = g_sᵀ q
     """
-    batch, kv_heads, group, length, head_dim = q.shape
-    # One axis for a group's queries: with two, XLA's CPU products take a fifth longer.
-    q = q.reshape(batch, kv_heads, group * length, head_dim)
-    mask = jnp.tile(mask, (1, group, 1))[:, None]
-    scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    return _weigh_forward(q, k, v, mask)[0]
+
+
+def _weigh_forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
+    """The weights are normalised after the product with the values: their sum divides H numbers a
+    query instead of S."""
+    scores = _scores(q, k, mask)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = jnp.einsum(
         "BKTS,BKSH->BKTH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return (mixed / total).astype(q.dtype).reshape(batch, kv_heads, group, length, head_dim)
+    mixed = (mixed / total).astype(q.dtype).reshape(q.shape)
+    return mixed, (q, k, v, mask, mixed, highest + jnp.log(total))
+
+
+def _weigh_backward(residuals: tuple[Array, ...], to_mixed: Array) -> tuple:
+    q, k, v, mask, mixed, normaliser = residuals
+    weights = jnp.exp(_scores(q, k, mask) - normaliser)
+    queries, to_mixed, mixed = (_merge_group(x) for x in (q, to_mixed, mixed))
+
+    def product(spec: str, a: Array, b: Array) -> Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+    shared = jnp.sum(to_mixed.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
+    to_scores = weights * (product("BKTH,BKSH->BKTS", to_mixed, v) - shared)
+    to_scores = jnp.where(_tiled(mask, q), to_scores, 0.0).astype(q.dtype)
+    to_q = product("BKTS,BKSH->BKTH", to_scores, k).reshape(q.shape)
+    # In this order the longer operand is not read across its rows.
+    to_k = product("BKTH,BKTS->BKHS", queries, to_scores).swapaxes(2, 3)
+    to_v = product("BKTH,BKTS->BKHS", to_mixed, weights.astype(v.dtype)).swapaxes(2, 3)
+    return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None
+
+
+_weigh.defvjp(_weigh_forward, _weigh_backward)
+
+
+def _scores(q: Array, k: Array, mask: Array) -> Array:
+    """Masked scores [B, K, G · T, S] in float32."""
+    scores = jnp.einsum("BKTH,BKSH->BKTS", _merge_group(q), k, preferred_element_type=jnp.float32)
+    return jnp.where(_tiled(mask, q), scores, jnp.finfo(jnp.float32).min)
+
+
+def _merge_group(x: Array) -> Array:
+    """[B, K, G, T, H] as [B, K, G · T, H]: with two axes, XLA's CPU products take a fifth longer."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _tiled(mask: Array, q: Array) -> Array:
+    """The mask of each query of a group, [B, 1, G · T, S]."""
+    return jnp.tile(mask, (1, q.shape[2], 1))[:, None]
 
 
 def single_query_attention(
