@@ -112,7 +112,9 @@ def _blocks(q: Array, k: Array, v: Array, mask: Array) -> Array:
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         own, seen = grouped[:, :, :, start:end], before + end
-        blocks.append(_weigh(own, keys[:, :, :seen], values[:, :, :seen], mask[:, start:end, :seen]))
+        blocks.append(
+            _weigh(own, keys[:, :, :seen], values[:, :, :seen], mask[:, start:end, :seen])
+        )
     mixed = jnp.concatenate(blocks, axis=3)
     return jnp.einsum("BKGTH->BTKGH", mixed).reshape(q.shape)
 
