@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax.models import attention as attention_lib
-from empathy_jax.models import decoder, shared_prompt
-from empathy_jax.models.attention import QUERY_BLOCK, attention, causal_mask
+from empathy_jax.models import decoder, plain_attention, shared_prompt
+from empathy_jax.models.attention import attention, causal_mask
+from empathy_jax.models.plain_attention import QUERY_BLOCK
 from empathy_jax.training import rollout_rows
 
 
@@ -78,7 +78,7 @@ def test_completions_longer_than_a_block_of_queries(monkeypatch):
         return jnp.sum(jnp.sin(shared_prompt.shared_prompt_attention(q, q, q, layout)))
 
     blocks = jax.jit(jax.value_and_grad(loss))(q)
-    monkeypatch.setattr(attention_lib, "QUERY_BLOCK", 10_000)
+    monkeypatch.setattr(plain_attention, "QUERY_BLOCK", 10_000)
     whole = jax.jit(jax.value_and_grad(lambda q: loss(q)))(q)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), blocks, whole)
 
