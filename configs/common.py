@@ -178,6 +178,8 @@ def _fields(size: str) -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.95,
                 "eps": 1e-8,
+                "mu_dtype": "float32",  # of the first moment: float32 | bfloat16
+                "nu_dtype": "float32",  # of the second; bfloat16 wants b2 of 0.98 or less
             },
             "sampling": {
                 "temperature": 1.0,
@@ -188,6 +190,7 @@ def _fields(size: str) -> ConfigDict:
             },
             "sft": {
                 "row_tokens": 2048,  # of a packed row
+                "rows_per_pass": 0,  # packed rows whose activations are held at a time; 0: all
                 "tag_weight": 0.0,  # of the question "which tag?" where one stands; 0: off
                 "shuffled_every": 0,  # every so many updates, one on shuffled sentences; 0: never
                 "sample_every": 100,  # updates between printed sample completions; 0: never
@@ -247,8 +250,9 @@ def _fields(size: str) -> ConfigDict:
             },
             "mesh": {
                 "data": -1,  # -1: all devices that the other axes leave
-                "fsdp": 1,
-                "tensor": 1,
+                "fsdp": 1,  # parameters and moments, and rows of the batch
+                "sequence": 1,  # tokens of a row, for long ones
+                "tensor": 1,  # heads, mlp, vocabulary
                 "rules": (
                     ("vocab", ("tensor", "fsdp")),
                     ("heads", "tensor"),

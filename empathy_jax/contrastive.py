@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from empathy_jax import masked
+from empathy_jax import masked, passes
 from empathy_jax.losses import token_log_probs
 from empathy_jax.models.pooling import normalise
 from empathy_jax.types import Array, Bool, Float, Int, PyTree
@@ -200,9 +200,8 @@ def map_in_chunks(embed: Callable[[PyTree], Array], batch: PyTree, chunk: int) -
     """`embed(batch)` computed `chunk` rows at a time, with the activations of one chunk in memory.
 
     GradCache, https://arxiv.org/abs/2101.06983: the forward pass keeps the embeddings only, and the
-    backward pass embeds each chunk again, a third more work. The gradient is the exact one. Chunks
-    are taken with a stride, so that a batch that is cut over devices along its rows is cut the same
-    way in every chunk and nothing is moved. A batch of one chunk is embedded directly, once.
+    backward pass embeds each chunk again, a third more work. The gradient is the exact one. A batch of
+    one chunk is embedded directly, once.
 
     Args:
       embed: arrays [C, ...] to an array [C, ...]; each row of the result depends on its own row
@@ -216,15 +215,6 @@ def map_in_chunks(embed: Callable[[PyTree], Array], batch: PyTree, chunk: int) -
     Raises:
       ValueError: when R is larger than `chunk` and no multiple of it.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows <= chunk:
+    if jax.tree.leaves(batch)[0].shape[0] <= chunk:
         return embed(batch)
-    if rows % chunk:
-        raise ValueError(
-            f"{rows} rows cannot be embedded {chunk} at a time; choose a divisor of {rows}"
-        )
-    chunks = jax.tree.map(
-        lambda leaf: leaf.reshape(chunk, rows // chunk, *leaf.shape[1:]).swapaxes(0, 1), batch
-    )
-    embedded = jax.lax.map(jax.checkpoint(embed), chunks).swapaxes(0, 1)
-    return embedded.reshape(rows, *embedded.shape[2:])
+    return passes.map_rows(jax.checkpoint(embed), batch, chunk)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from empathy_jax import masked
 from empathy_jax.models import decoder
 from empathy_jax.models.output_head import chunked_log_probs
-from empathy_jax.models.permutation import permute
 from empathy_jax.types import Array, Bool, Float, Int, Params
 
 
@@ -47,7 +46,7 @@ def token_log_probs_from_hidden(
     """Log-probability of each target and entropy of each position, without the [B, T, V] logits.
 
     The output head runs over `chunk_size` positions at a time (`models.output_head`), those that count
-    first, and stops after them.
+    first, and stops after them. On a mesh the vocabulary stays cut over devices.
 
     Args:
       params: decoder parameters; gradients flow to the output head through all chunks.
@@ -64,40 +63,16 @@ def token_log_probs_from_hidden(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
-    batch, length, width = hidden.shape
-    # Each device sorts and cuts its own rows, so that nothing is moved between devices.
-    devices = max(jax.sharding.get_abstract_mesh().size, 1)
-    parts = batch if batch % devices else devices
-    size = batch // parts * length
-    chunk_size = min(chunk_size, size)
-    padded = -(-size // chunk_size) * chunk_size
-    mask = jnp.ones((batch, length), bool) if loss_mask is None else loss_mask
-    mask = jnp.pad(mask.reshape(parts, size), ((0, 0), (0, padded - size)))
-    order = jnp.argsort(~mask, axis=1, stable=True)
-    inverse = jnp.argsort(order, axis=1)[:, :size]
-    is_first = jnp.take_along_axis(mask, order, axis=1)
-    counted = mask[:, :size]
-    live_chunks = -(-jnp.max(jnp.sum(mask, axis=1)) // chunk_size)
-    log_probs, entropy = chunked_log_probs(
+    mask = jnp.ones(targets.shape, bool) if loss_mask is None else loss_mask
+    return chunked_log_probs(
         decoder.output_embedding(params, config),
-        permute(
-            hidden.reshape(parts, size, width).astype(config.compute_dtype),
-            order,
-            is_first,
-            inverse,
-            counted,
-        ),
-        permute(targets.reshape(parts, size), order, is_first, inverse, counted),
-        live_chunks,
+        hidden.astype(config.compute_dtype),
+        targets,
+        mask,
         chunk_size,
         temperature,
         entropy_gradient,
     )
-    log_probs, entropy = (
-        permute(x, inverse, counted, order, is_first).reshape(batch, length)
-        for x in (log_probs, entropy)
-    )
-    return log_probs, entropy
 
 
 def cross_entropy_sum(

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import optax
 
+MOMENT_DTYPES = ("float32", "bfloat16")
+
 
 def make_schedule(config: Any, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant, linear or cosine decay to `final_fraction` of the peak.
@@ -43,18 +45,60 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
 
     Weight decay falls on matrices only: a leaf whose last path entry is a bias, a scale or an
     embedding is left alone.
+
+    Args:
+      config: `config.optimizer`.
+      steps: optimizer updates of the whole run.
+
+    Raises:
+      ValueError: see `make_schedule`; and for a dtype of the moments that is not in MOMENT_DTYPES.
     """
+    dtypes = {"mu": config.mu_dtype, "nu": config.nu_dtype}
+    for name, dtype in dtypes.items():
+        if dtype not in MOMENT_DTYPES:
+            raise ValueError(
+                f"config.optimizer.{name}_dtype is {dtype!r}; allowed: {', '.join(MOMENT_DTYPES)}"
+            )
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
+        optax.chain(
+            _moments_in(adam, dtypes),
+            optax.add_decayed_weights(config.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(make_schedule(config, steps)),
         ),
     )
+
+
+def _moments_in(
+    adam: optax.GradientTransformation, dtypes: dict[str, str]
+) -> optax.GradientTransformation:
+    """Adam whose moments are kept in the given dtypes and computed in float32.
+
+    optax narrows the first moment alone (`mu_dtype`). In bfloat16, which has 8 significant bits, the
+    mean of squares moves where 1 - b2 is well above 2⁻⁸: with b2 = 0.95 it does, with 0.999 it stands
+    still.
+
+    Args:
+      adam: a transformation whose state has `mu` and `nu`.
+      dtypes: of these two.
+    """
+
+    def cast(state: optax.ScaleByAdamState, to: dict[str, str]) -> optax.ScaleByAdamState:
+        moments = {name: optax.tree.cast(getattr(state, name), to[name]) for name in to}
+        return state._replace(**moments)
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        return cast(adam.init(params), dtypes)
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        wide = cast(state, dict.fromkeys(dtypes, "float32"))
+        updates, state = adam.update(updates, wide, params)
+        return updates, cast(state, dtypes)
+
+    return optax.GradientTransformation(init, update)
 
 
 def decay_mask(params: Any) -> Any:

@@ -1,29 +1,41 @@
 """Meshes, and logical axes to mesh axes: the only file that knows a mesh axis by name.
 
-Parameters and modules name logical axes ("embed", "heads", ...); ordered rules from the config say
-over which mesh axes each is laid out. The mesh is an Auto mesh: XLA inserts the communication.
+Parameters and activations name logical axes ("embed", "heads", ...). Ordered rules say over which mesh
+axes each is laid out: those of parameters come from the config, those of activations stand here,
+because attention and the output head are written for them. The mesh is an Auto mesh: XLA inserts the
+communication, except in these two, which run per device (`per_device`) and spell it out.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from empathy_jax import pytree
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# "residual" is the length axis of what layers hand on: norms and sums need no other token and no weight
+# that is cut over `tensor`, so that they are cut over it as well (https://arxiv.org/abs/2205.05198).
+ACTIVATION_RULES = (
+    ("batch", BATCH_AXES),
+    ("length", ("sequence",)),
+    ("residual", ("sequence", "tensor")),
+    ("heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("vocab", ("tensor", "fsdp")),
+)
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices; one of the sizes may be -1, "what is left".
 
     Args:
-      sizes: `config.mesh` with the integers data, fsdp and tensor.
+      sizes: `config.mesh` with the integers data, fsdp, sequence and tensor.
 
     Raises:
       ValueError: when the sizes do not multiply to the number of devices.
@@ -53,7 +65,7 @@ class Layout:
       rules: `config.mesh.rules`, ordered pairs of a logical axis and the mesh axes that cut it.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rules: tuple[tuple[str, Any], ...]
 
 
@@ -69,6 +81,13 @@ def partition_spec(
 
     A dimension that its mesh axes do not divide evenly is replicated over them.
     """
+    return PartitionSpec(*(names or None for names in _mesh_axes(axes, shape, layout)))
+
+
+def _mesh_axes(
+    axes: Sequence[str | None], shape: Sequence[int], layout: Layout
+) -> list[tuple[str, ...]]:
+    """The mesh axes that cut each dimension."""
     targets = dict(reversed(layout.rules))
     used: set[str] = set()
     entries = []
@@ -80,8 +99,8 @@ def partition_spec(
             if name not in used and size % parts == 0:
                 chosen.append(name)
         used.update(chosen)
-        entries.append(tuple(chosen) or None)
-    return PartitionSpec(*entries)
+        entries.append(tuple(chosen))
+    return entries
 
 
 def param_shardings(params: Any, table: Sequence[Any], layout: Layout) -> Any:
@@ -121,6 +140,60 @@ def optimizer_shardings(
     )
 
 
+# --- activations ---
+
+
+def activation_axes(axes: Sequence[str | None], shape: Sequence[int]) -> list[tuple[str, ...]]:
+    """The mesh axes that cut each dimension of an activation, by ACTIVATION_RULES.
+
+    They are those of the mesh in use (`jax.set_mesh`) that have several devices.
+
+    Args:
+      axes: the logical name of each dimension; None is whole on every device.
+      shape: of the activation.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cut = [name for name, size in mesh.shape.items() if size > 1]
+    known = ((axis, tuple(n for n in names if n in cut)) for axis, names in ACTIVATION_RULES)
+    return _mesh_axes(axes, shape, Layout(mesh, tuple(known)))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, laid out by ACTIVATION_RULES; on one device, or without a mesh, as it is."""
+    if not is_distributed():
+        return x
+    spec = PartitionSpec(*(names or None for names in activation_axes(axes, x.shape)))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def is_distributed() -> bool:
+    """Whether the mesh in use has several devices."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
+def is_length_cut(rows: int, length: int) -> bool:
+    """Whether the mesh in use cuts the length axis of the layers' inputs [rows, length, ...]."""
+    return parts(activation_axes(("batch", "residual"), (rows, length))[1]) > 1
+
+
+def parts(names: Sequence[str]) -> int:
+    """Into how many parts axes of the mesh in use cut a dimension."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return int(np.prod([shape[name] for name in names], dtype=int))
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` on each device's part of its arguments, on the mesh in use.
+
+    What it returns where `out_specs` name no mesh axis must be the same on all devices.
+    """
+    # The check for that does not know of kernels.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+# --- batches ---
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -149,4 +222,20 @@ def check_rows(rows: int, mesh: Mesh, what: str) -> None:
         raise ValueError(
             f"{what} is {rows}; it must be a multiple of {parts}, the devices that hold different "
             "data (config.mesh.data x config.mesh.fsdp)"
+        )
+
+
+def check_length(length: int, mesh: Mesh, what: str) -> None:
+    """Refuse rows of tokens that attention cannot deal evenly over the sequence axis.
+
+    Args:
+      length: tokens of a row.
+      mesh: the mesh.
+      what: the field that says so, for the message.
+    """
+    pieces = 2 * mesh.shape["sequence"]
+    if pieces > 2 and length % pieces:
+        raise ValueError(
+            f"{what} is {length}; it must be a multiple of {pieces}, two pieces for each device of "
+            "config.mesh.sequence"
         )

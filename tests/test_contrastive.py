@@ -421,5 +421,5 @@ def test_a_single_chunk_is_embedded_once():
 
 
 def test_rows_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"6 rows cannot be embedded 4 at a time.*divisor of 6"):
+    with pytest.raises(ValueError, match=r"6 rows cannot be taken 4 at a time.*divisor of 6"):
         contrastive.map_in_chunks(lambda x: x, jnp.zeros((6, 2)), 4)

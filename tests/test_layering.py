@@ -32,6 +32,7 @@ FLOORS = (
         "metric_writer",
         "optimizer",
         "overlap",
+        "passes",
         "pytree",
         "resources",
         "sharding",

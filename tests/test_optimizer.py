@@ -51,6 +51,32 @@ def test_a_learning_rate_that_does_not_learn_is_refused(rate):
         optimizer.make_schedule(_section(learning_rate=rate), 10)
 
 
+def test_moments_in_half_precision_are_computed_in_whole():
+    """After two steps by hand: 0.1 g + 0.9 · 0.1 g, and its like, rounded to bfloat16 when kept."""
+    transform = optimizer.make_optimizer(_section(mu_dtype="bfloat16", nu_dtype="bfloat16"), 10)
+    params = {"kernel": jnp.full((2, 3), 0.3)}
+    grads = {"kernel": jnp.full((2, 3), 0.01)}
+    state = transform.init(params)
+    for _ in range(2):
+        _, state = transform.update(grads, state, params)
+    adam = state[1][0]
+    assert adam.mu["kernel"].dtype == adam.nu["kernel"].dtype == jnp.bfloat16
+
+    def twice(decay, value):
+        once = jnp.bfloat16((1 - decay) * value).astype(jnp.float32)
+        return jnp.bfloat16(jnp.float32(decay) * once + jnp.float32((1 - decay) * value))
+
+    section = _section()
+    assert (adam.mu["kernel"] == twice(section.b1, 0.01)).all()
+    assert (adam.nu["kernel"] == twice(section.b2, 1e-4)).all()
+
+
+@pytest.mark.parametrize("name", ["mu_dtype", "nu_dtype"])
+def test_unknown_dtypes_of_moments_name_field_and_choices(name):
+    with pytest.raises(ValueError, match=rf"config\.optimizer\.{name} is 'int8'; allowed: float32"):
+        optimizer.make_optimizer(_section(**{name: "int8"}), 10)
+
+
 def test_only_matrices_decay():
     params = {
         "embedding": 0,

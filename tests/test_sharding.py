@@ -10,16 +10,16 @@ from empathy_jax import pytree, sharding
 from empathy_jax.models import decoder
 
 
-def _layout(data=2, fsdp=2, tensor=2, rules=None):
+def _layout(data=2, fsdp=2, tensor=2, sequence=1, rules=None):
     config = common.get_config("tiny").mesh
-    config.update({"data": data, "fsdp": fsdp, "tensor": tensor})
+    config.update({"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor})
     layout = sharding.make_layout(config)
     return layout if rules is None else sharding.Layout(layout.mesh, rules)
 
 
 def test_what_is_left_goes_to_the_axis_that_asks_for_it():
-    assert dict(_layout(-1, 2, 2).mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(_layout(1, -1, 1).mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert tuple(_layout(-1, 2, 2).mesh.shape.values()) == (2, 2, 1, 2)
+    assert tuple(_layout(1, -1, 1, sequence=2).mesh.shape.values()) == (1, 4, 2, 1)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (2, 2, 1), (-1, 3, 1), (0, 8, 1)])
@@ -68,6 +68,43 @@ def test_parameters_moments_and_batches_lie_where_they_should(tiny_decoder):
 
     batch = jax.device_put(np.zeros((8, 3)), sharding.batch_sharding(layout.mesh))
     assert batch.sharding.shard_shape(batch.shape) == (2, 3)
+
+
+def test_activations_by_hand():
+    def axes(*names_and_sizes):
+        names, sizes = zip(*names_and_sizes, strict=True)
+        return sharding.activation_axes(names, sizes)
+
+    with jax.set_mesh(_layout(1, 2, 2, sequence=2).mesh):
+        # Rows over fsdp (data is one device), which is used up: the vocabulary has tensor alone.
+        assert axes(("batch", 4), ("length", 8), ("vocab", 64)) == [
+            ("fsdp",),
+            ("sequence",),
+            ("tensor",),
+        ]
+        assert axes(("vocab", 64), (None, 16)) == [("tensor", "fsdp"), ()]
+        assert axes(("batch", 3), ("residual", 8), (None, 16)) == [
+            (),
+            ("sequence", "tensor"),
+            (),
+        ]
+        x = jax.jit(lambda x: sharding.constrain(x, "batch", "length", "heads"))(
+            jnp.ones((4, 8, 6))
+        )
+        assert x.sharding.shard_shape(x.shape) == (2, 4, 3)
+    assert sharding.constrain(x, "batch", None, None) is x
+
+
+@pytest.mark.parametrize(("length", "fits"), [(64, True), (66, False)])
+def test_rows_that_the_sequence_axis_does_not_divide_are_refused(length, fits):
+    mesh = _layout(1, 1, 2, sequence=4).mesh
+    if fits:
+        sharding.check_length(length, mesh, "config.sft.row_tokens")
+        return
+    with pytest.raises(
+        ValueError, match=r"row_tokens is 66; it must be a multiple of 8, .*sequence"
+    ):
+        sharding.check_length(length, mesh, "config.sft.row_tokens")
 
 
 def test_leaves_outside_the_table_are_replicated():

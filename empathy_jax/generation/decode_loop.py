@@ -19,6 +19,7 @@ from empathy_jax.generation.cache import DecodeCache, PromptCache
 from empathy_jax.generation.sampling import SamplingConfig, draw
 from empathy_jax.generation.weights import LayerWeights
 from empathy_jax.models import decoder
+from empathy_jax.models.attention import causal_mask
 from empathy_jax.types import Array, Bool, Float, Int, Key, Params
 
 # Tokens between two chances to exchange rows; the host's part takes a millisecond or two.
@@ -108,9 +109,7 @@ def prefill(
     """
     prompts, columns = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(columns), tokens.shape)
-    mask = jnp.broadcast_to(
-        jnp.tril(jnp.ones((columns, columns), bool)), (prompts, columns, columns)
-    )
+    mask = causal_mask(jnp.ones_like(tokens))
     empty = decoder.init_kv_cache(config, prompts, columns, config.compute_dtype)
     _, kv_cache = decoder.hidden_states(
         params, config, tokens, positions, mask, lora=lora, kv_cache=empty, cache_index=0

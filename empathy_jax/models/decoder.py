@@ -16,8 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import sharding
 from empathy_jax.models import lora as lora_layers
-from empathy_jax.models.attention import attention
+from empathy_jax.models.attention import SegmentMask, attention, causal_mask
 from empathy_jax.models.layers import INIT_SCALE, Linear, check_policies, remat
 from empathy_jax.models.parameters import ParamSpec, Row, resolve
 from empathy_jax.models.rope import RopeScaling, apply_rope, rope_angles
@@ -157,6 +158,9 @@ def param_table(config: DecoderConfig) -> tuple[ParamSpec, ...]:
     return resolve(PARAM_TABLE, config, sizes, config.name_prefix)
 
 
+Mask = SegmentMask | SharedPrompt | Array
+
+
 class KVCache(NamedTuple):
     """Keys (rotated) and values of all layers, [L, B, S, K, H] each."""
 
@@ -203,7 +207,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         angles: tuple[Array, Array],
-        mask: Array | SharedPrompt,
+        mask: Mask,
         kv_cache: KVCache | None,
         cache_index: Array | None,
         layer: Array,
@@ -219,14 +223,13 @@ class Attention(nn.Module):
             q = RmsNorm(config, name="q_norm")(q)
             k = RmsNorm(config, name="k_norm")(k)
         q, k = apply_rope(q, *angles), apply_rope(k, *angles)
-        is_causal = kv_cache is None
         if kv_cache is not None:
             kv_cache, k, v = _through_cache(kv_cache, k, v, cache_index, layer)
         k, v = k.astype(q.dtype), v.astype(q.dtype)
         if isinstance(mask, SharedPrompt):
             mixed = shared_prompt_attention(q, k, v, mask)
         else:
-            mixed = attention(q, k, v, mask, is_causal)
+            mixed = attention(q, k, v, mask)
         out_shape = (config.num_heads, head_dim, width)
         return Linear(config, "NH", "D", out_shape, config.out_bias, name="out")(mixed), kv_cache
 
@@ -262,7 +265,7 @@ class Mlp(nn.Module):
         gate = Linear(config, "D", "F", wide, config.mlp_bias, name="gate")(x)
         up = Linear(config, "D", "F", wide, config.mlp_bias, name="up")(x)
         down = Linear(config, "F", "D", narrow, config.mlp_bias, name="down")
-        return down(_swish_gate(gate, up))
+        return down(sharding.constrain(_swish_gate(gate, up), "batch", "length", "mlp"))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -281,16 +284,17 @@ class Layer(nn.Module):
         self,
         carry: tuple[Array, KVCache | None],
         angles: tuple[Array, Array],
-        mask: Array | SharedPrompt,
+        mask: Mask,
         cache_index: Array | None,
         layer: Array,
     ) -> tuple[tuple[Array, KVCache | None], None]:
         x, kv_cache = carry
+        x = sharding.constrain(x, "batch", "residual", None)
         normed = RmsNorm(self.config, name="attention_norm")(x)
         mixed, kv_cache = Attention(self.config, name="attention")(
             normed, angles, mask, kv_cache, cache_index, layer
         )
-        x = x + mixed
+        x = sharding.constrain(x + mixed, "batch", "residual", None)
         x = x + Mlp(self.config, name="mlp")(RmsNorm(self.config, name="mlp_norm")(x))
         return (x, kv_cache), None
 
@@ -330,7 +334,7 @@ class Decoder(nn.Module):
         self,
         tokens: Array,
         positions: Array,
-        mask: Array | SharedPrompt,
+        mask: Mask,
         kv_cache: KVCache | None,
         cache_index: Array | None,
     ) -> tuple[Array, KVCache | None]:
@@ -364,8 +368,7 @@ def init_params(key: Array, config: DecoderConfig) -> dict:
         Nested dict with the paths and shapes of `param_table(config)`.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
-    mask = jnp.ones((1, 1, 1), bool)
-    return Decoder(config).init(key, tokens, tokens, mask, None, None)["params"]
+    return Decoder(config).init(key, tokens, tokens, causal_mask(tokens), None, None)["params"]
 
 
 def init_lora(key: Array, config: DecoderConfig) -> dict:
@@ -378,7 +381,7 @@ def hidden_states(
     config: DecoderConfig,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    attention_mask: Bool[Array, "B T S"] | SharedPrompt,
+    attention_mask: SegmentMask | SharedPrompt | Bool[Array, "B T S"],
     *,
     lora: Params | None = None,
     kv_cache: KVCache | None = None,
@@ -391,9 +394,9 @@ def hidden_states(
         config: sizes and switches.
         tokens: token ids [B, T].
         positions: rotary positions [B, T], from 0 in each packed sequence.
-        attention_mask: true where a query may see a key [B, T, S]. Without a cache S = T and no
-            later key may be seen (`causal_mask` makes it); with one, S is the cache's length. Rows
-            of completions behind a shared prompt have a `SharedPrompt` instead, and no cache.
+        attention_mask: of packed sequences, `attention.causal_mask`; of completions behind a shared
+            prompt, a `SharedPrompt`; else true where a query may see a key [B, T, S]. With a cache S
+            is its length.
         lora: adapter tree, used when `config.lora_rank` is positive.
         kv_cache: cache to read and write; keys and values of `tokens` go to
             [cache_index : cache_index + T] on its S axis.

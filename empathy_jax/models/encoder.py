@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import sharding
 from empathy_jax.models import lora as lora_layers
-from empathy_jax.models.attention import attention
+from empathy_jax.models.attention import SegmentMask, attention, segment_mask
 from empathy_jax.models.layers import INIT_SCALE, Linear, check_policies, remat
 from empathy_jax.models.parameters import ParamSpec, Row, resolve
-from empathy_jax.types import Array, Bool, Float, Int, Params
+from empathy_jax.types import Array, Float, Int, Params
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Attention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, queries: Array, x: Array, mask: Array) -> Array:
+    def __call__(self, queries: Array, x: Array, mask: SegmentMask) -> Array:
         config = self.config
         width, heads = config.width, config.num_heads
         shape = (width, heads, width // heads)
@@ -203,6 +204,7 @@ class Mlp(nn.Module):
         config = self.config
         wide, narrow = (config.width, config.mlp_width), (config.mlp_width, config.width)
         up = Linear(config, "D", "F", wide, use_bias=True, name="up")(x)
+        up = sharding.constrain(up, "batch", "length", "mlp")
         down = Linear(config, "F", "D", narrow, use_bias=True, name="down")
         return down(jax.nn.gelu(up, approximate=False))
 
@@ -213,13 +215,14 @@ class Layer(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, places: Array | None = None) -> tuple[Array, None]:
+    def __call__(
+        self, x: Array, mask: SegmentMask, places: Array | None = None
+    ) -> tuple[Array, None]:
         config = self.config
+        x = sharding.constrain(x, "batch", "residual", None)
         queries = x
         if places is not None:
-            queries, mask = (
-                jnp.take_along_axis(array, places[:, :, None], axis=1) for array in (x, mask)
-            )
+            queries, mask = jnp.take_along_axis(x, places[:, :, None], axis=1), mask.at(places)
         mixed = Attention(config, name="attention")(queries, x, mask)
         x = LayerNorm(config, name="attention_norm")(queries + mixed)
         return LayerNorm(config, name="mlp_norm")(x + Mlp(config, name="mlp")(x)), None
@@ -263,7 +266,7 @@ class Encoder(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, positions: Array, mask: Array) -> Array:
+    def __call__(self, tokens: Array, positions: Array, mask: SegmentMask) -> Array:
         config = self.config
         if config.pooler:
             Pooler(config, name="pooler")()
@@ -294,7 +297,7 @@ def init_params(key: Array, config: EncoderConfig) -> dict:
         Nested dict with the paths and shapes of `param_table(config)`.
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return Encoder(config).init(key, tokens, tokens, jnp.ones((1, 1, 1), bool))["params"]
+    return Encoder(config).init(key, tokens, tokens, segment_mask(tokens))["params"]
 
 
 def init_lora(key: Array, config: EncoderConfig) -> dict:
@@ -307,7 +310,7 @@ def hidden_states(
     config: EncoderConfig,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    mask: Bool[Array, "B T T"],
+    mask: SegmentMask,
     *,
     places: Int[Array, "B P"] | None = None,
     lora: Params | None = None,
@@ -319,7 +322,7 @@ def hidden_states(
         config: sizes.
         tokens: token ids [B, T], the tokenizer's own first and last tokens included.
         positions: place of each token in its own text [B, T], below `max_positions`.
-        mask: true where a query may see a key [B, T, T]; several texts may share a row.
+        mask: of the texts that share a row, `attention.segment_mask`.
         places: the tokens of each row whose states are wanted [B, P]. The last layer computes no
             others: with 4 layers that is a fifth of the work.
         lora: adapter tree, used when `config.lora_rank` is positive.

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import sharding
 from empathy_jax.types import Array
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,18 +58,19 @@ class Linear(nn.Module):
         dtype = jnp.dtype(config.compute_dtype)
         param_dtype = jnp.dtype(config.param_dtype)
         kernel = self.param("kernel", nn.initializers.normal(INIT_SCALE), self.shape, param_dtype)
-        # One leading axis: for the kernel's gradient with two, XLA's CPU compiler writes the outputs'
-        # gradient a second time, transposed, and takes a product that runs at half the rate.
-        leading, features = x.shape[: -len(inputs)], x.shape[-len(inputs) :]
-        x = x.reshape(-1, *features)
-        y = jnp.einsum(f"M{inputs},{inputs}{outputs}->M{outputs}", x, kernel.astype(dtype))
+        leading = x.shape[: -len(inputs)]
+        if len(leading) == 2 and not sharding.is_length_cut(*leading):
+            # For the kernel's gradient with two leading axes, XLA's CPU compiler writes the outputs'
+            # gradient a second time, transposed, and takes a product that runs at half the rate.
+            x = x.reshape(-1, *x.shape[2:])
+        y = jnp.einsum(f"...{inputs},{inputs}{outputs}->...{outputs}", x, kernel.astype(dtype))
         if config.lora_rank and self.has_variable("lora", "a"):
             a = self.get_variable("lora", "a").astype(dtype)
             b = self.get_variable("lora", "b").astype(dtype)
-            low_rank = jnp.einsum(f"M{inputs},{inputs}r->Mr", x, a)
-            update = jnp.einsum(f"Mr,r{outputs}->M{outputs}", low_rank, b)
+            low_rank = jnp.einsum(f"...{inputs},{inputs}r->...r", x, a)
+            update = jnp.einsum(f"...r,r{outputs}->...{outputs}", low_rank, b)
             y = y + (config.lora_alpha / config.lora_rank) * update
-        y = y.reshape(*leading, *y.shape[1:])
+        y = y.reshape(*leading, *self.shape[len(inputs) :])
         if self.use_bias:
             shape = self.shape[len(inputs) :]
             y = y + self.param("bias", nn.initializers.zeros, shape, param_dtype).astype(dtype)

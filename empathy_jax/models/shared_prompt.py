@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from empathy_jax.models.attention import attention
+from empathy_jax.models.masks import SegmentMask, causal_mask
 from empathy_jax.models.permutation import permute
 from empathy_jax.types import Array, Bool, Float, Int
 
@@ -66,10 +67,8 @@ def shared_prompt_attention(
     members, length = shared.places.shape[1:]
     q, k, v = (_take_apart(x, shared) for x in (q, k, v))
 
-    prompt = jnp.tril(jnp.ones((prompt_length, prompt_length), bool))
-    prompt_mask = prompt & shared.prompt_mask[:, None]
     of_prompt = [x[:, :prompt_length] for x in (q, k, v)]
-    mixed_prompt = attention(*of_prompt, prompt_mask, is_causal=True)
+    mixed_prompt = attention(*of_prompt, causal_mask(shared.prompt_mask.astype(jnp.int32)))
 
     def of_completions(x: Array) -> Array:
         return x[:, prompt_length:].reshape(rows * members, length, *x.shape[2:])
@@ -79,17 +78,20 @@ def shared_prompt_attention(
         return jnp.concatenate([prompt, of_completions(x)], axis=1)
 
     mask = behind_prompt_mask(shared)
-    mixed = attention(of_completions(q), behind_prompt(k), behind_prompt(v), mask, is_causal=True)
+    mixed = attention(of_completions(q), behind_prompt(k), behind_prompt(v), mask)
     mixed = mixed.reshape(rows, members * length, *mixed.shape[2:])
     return _put_together(jnp.concatenate([mixed_prompt, mixed], axis=1), shared)
 
 
-def behind_prompt_mask(shared: SharedPrompt) -> Bool[Array, "completions C S"]:
-    """What each token of a completion sees of the prompt's P places and of its own C."""
+def behind_prompt_mask(shared: SharedPrompt) -> SegmentMask:
+    """What each token of a completion sees of the prompt's P places and of its own C, [R · G, P + C].
+
+    One segment is all of it: the last of the C queries stands at the last of the P + C keys.
+    """
     members, length = shared.places.shape[1:]
-    prompt = jnp.repeat(shared.prompt_mask, members, axis=0)[:, None]
-    own = shared.completion_mask.reshape(-1, 1, length) & jnp.tril(jnp.ones((length, length), bool))
-    return jnp.concatenate([jnp.broadcast_to(prompt, (*own.shape[:2], prompt.shape[2])), own], 2)
+    own = shared.completion_mask.reshape(-1, length).astype(jnp.int32)
+    prompt = jnp.repeat(shared.prompt_mask, members, axis=0).astype(jnp.int32)
+    return SegmentMask(own, jnp.concatenate([prompt, own], axis=1), is_causal=True)
 
 
 def per_completion(x: Float[Array, "R T *rest"], shared: SharedPrompt) -> Float[Array, "..."]:

@@ -408,60 +408,6 @@ def state_of(items: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
     return TrainState(trainable, items["optimizer"])
 
 
-def accumulate(
-    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], trainable: Any, batch: Any, rows: int
-) -> tuple[tuple[jax.Array, Any], Any]:
-    """Value and gradient of a loss that is a sum over rows, `rows` of them at a time.
-
-    Activations of one part are held at a time. Parts are taken with a stride, so that a batch that
-    is cut over devices along its rows is cut the same way in every part and nothing is moved.
-
-    Args:
-      loss_fn: (trainable, batch) to (sum, auxiliary sums).
-      trainable: what is differentiated.
-      batch: arrays [B, ...].
-      rows: rows per part; B is a multiple of it.
-
-    Returns:
-      ((sum, auxiliary sums), gradient), as `jax.value_and_grad(..., has_aux=True)` on the whole.
-    """
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size <= rows:
-        return grad_fn(trainable, batch)
-    parts = _in_passes(batch, rows)
-
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(lambda a, b: a + b, total, grad_fn(trainable, part)), None
-
-    zeros = jax.tree.map(
-        lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(grad_fn, trainable, jax.tree.map(lambda leaf: leaf[0], parts)),
-    )
-    return jax.lax.scan(add, zeros, parts)[0]
-
-
-def map_passes(function: Callable[[Any], Any], batch: Any, rows: int) -> Any:
-    """`function` of a batch [B, ...] to results [B, ...], `rows` rows at a time as in `accumulate`."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size <= rows:
-        return function(batch)
-    made = jax.lax.map(function, _in_passes(batch, rows))
-    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(size, *leaf.shape[2:]), made)
-
-
-def _in_passes(batch: Any, rows: int) -> Any:
-    """Arrays [B, ...] as [B / rows, rows, ...], rows taken with a stride."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size % rows:
-        raise ValueError(
-            f"a batch of {size} rows cannot be taken {rows} at a time; choose a divisor"
-        )
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(rows, size // rows, *leaf.shape[1:]).swapaxes(0, 1), batch
-    )
-
-
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A host batch on the mesh, its leading axis over the data axes."""
     return jax.device_put(dict(batch), sharding.batch_sharding(mesh))

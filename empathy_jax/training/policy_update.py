@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from empathy_jax import losses, masked
+from empathy_jax import losses, masked, passes
 from empathy_jax.models import decoder, shared_prompt
 from empathy_jax.rl import aggregation, corrections, kl, overlong, policy_gradient, ratios
 from empathy_jax.training import common
@@ -85,7 +85,7 @@ def rows_log_probs(
         log_probs, _ = log_probs_fn(variables, part, config, temperature)
         return log_probs.reshape(part["places"].shape)
 
-    return common.map_passes(of_pass, batch, rows)
+    return passes.map_rows(of_pass, batch, rows)
 
 
 def kl_term(batch: Batch, settings: Settings) -> dict[str, np.ndarray]:
@@ -228,7 +228,7 @@ def update_fn(
     loss = functools.partial(
         loss_fn, frozen=frozen, entropy_weight=entropy_weight, config=config, settings=settings
     )
-    (total, sums), grads = common.accumulate(loss, state.trainable, batch, settings.rows_per_pass)
+    (total, sums), grads = passes.accumulate(loss, state.trainable, batch, settings.rows_per_pass)
     count = jnp.maximum(sums.pop("count"), 1)
     tokens = jnp.maximum(sums.pop("tokens"), 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)

@@ -165,6 +165,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     layout = sharding.make_layout(config.mesh)
     section = config.reward_model
     sharding.check_rows(config.batch_size, layout.mesh, "config.batch_size")
+    sharding.check_length(section.max_tokens, layout.mesh, "config.reward_model.max_tokens")
     if section.head_weight:
         sharding.check_rows(section.graded_pairs, layout.mesh, "config.reward_model.graded_pairs")
 

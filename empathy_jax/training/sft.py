@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from empathy_jax import chain_of_empathy, files, losses, sharding
+from empathy_jax import chain_of_empathy, files, losses, passes, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
@@ -91,11 +92,15 @@ def update_fn(
     optimizer: optax.GradientTransformation,
     tag_ids: tuple[int, ...] = (),
     tag_weight: float = 0.0,
+    rows_per_pass: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the mean loss of a batch; returns the new state and its metrics."""
-    (total, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.trainable, frozen, batch, config, tag_ids, tag_weight
-    )
+
+    def loss(trainable: Any, part: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        return loss_fn(trainable, frozen, part, config, tag_ids, tag_weight)
+
+    rows = rows_per_pass or batch["tokens"].shape[0]
+    (total, count), grads = passes.accumulate(loss, state.trainable, batch, rows)
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics = {"loss": total / count, "grad_norm": optax.tree.norm(grads), "tokens": count}
@@ -111,7 +116,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         return summary
     layout = sharding.make_layout(config.mesh)
     mesh = layout.mesh
-    sharding.check_rows(config.batch_size, mesh, "config.batch_size")
+    _check_shapes(config, mesh)
 
     # Data and model.
     records = inputs.read_chains(config, folder)
@@ -154,6 +159,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             optimizer=optimizer,
             tag_ids=tag_ids(model.tokenizer),
             tag_weight=config.sft.tag_weight,
+            rows_per_pass=config.sft.rows_per_pass,
         ),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
@@ -215,6 +221,19 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         workdirs.figure(folder, "chain validity of samples", "validity"),
     ]
     return workdirs.finish(folder, "sft", began, figures)
+
+
+def _check_shapes(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses batches and rows that the mesh or the passes do not divide."""
+    rows = config.sft.rows_per_pass
+    sharding.check_rows(config.batch_size, mesh, "config.batch_size")
+    sharding.check_rows(rows, mesh, "config.sft.rows_per_pass")
+    sharding.check_length(config.sft.row_tokens, mesh, "config.sft.row_tokens")
+    if rows < 0 or (rows and config.batch_size % rows):
+        raise ValueError(
+            f"config.sft.rows_per_pass is {rows}; it must be a divisor of config.batch_size, "
+            f"{config.batch_size}, or 0 for all rows at once"
+        )
 
 
 def tag_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

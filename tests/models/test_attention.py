@@ -1,11 +1,20 @@
-"""Attention and masks against numpy; rotary positions against complex numbers and torch."""
+"""Attention and masks against numpy, each kernel against plain einsums; rotary positions against
+complex numbers and torch."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax.models.attention import QUERY_BLOCK, attention, causal_mask
+from empathy_jax.models import flash_attention, plain_attention, splash_attention
+from empathy_jax.models.attention import (
+    SHORT,
+    SegmentMask,
+    attention,
+    causal_mask,
+    segment_mask,
+)
+from empathy_jax.models.masks import dense
 from empathy_jax.models.rope import (
     RopeScaling,
     apply_rope,
@@ -48,34 +57,90 @@ def test_a_query_that_sees_nothing_is_finite(length):
     assert jnp.isfinite(found) and jnp.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_long_causal_sequences_block_by_block_are_the_whole(heads):
-    """Packed and padded, longer than a block and not a multiple of it: values and gradients."""
-    length = QUERY_BLOCK + 44
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, weights = (jax.random.normal(key, (2, length, heads[0], 8)) for key in keys[:2])
-    k, v = (jax.random.normal(key, (2, length, heads[1], 8)) for key in keys[2:])
-    position = np.arange(length)
-    segment_ids = np.stack([1 + (position > 100) + (position > 260), position < 280]).astype(int)
-    mask = causal_mask(jnp.asarray(segment_ids))
+def random_arrays(mask, heads=4, kv_heads=2, head_dim=8):
+    """Queries, keys, values, and weights of the outputs that mean something."""
+    (rows, length), keys = mask.queries.shape, mask.keys.shape[1]
+    shapes = [(length, heads), (keys, kv_heads), (keys, kv_heads), (length, heads)]
+    q, k, v, weights = (
+        jax.random.normal(key, (rows, *shape, head_dim))
+        for key, shape in zip(jax.random.split(jax.random.key(0), 4), shapes, strict=True)
+    )
+    return (q, k, v), jnp.where(mask.queries[..., None, None] > 0, weights, 0.0)
 
-    def loss(qkv, is_causal):
-        found = attention(*qkv, mask, is_causal)
-        # Rows of padding mean nothing.
-        return jnp.sum(jnp.where(segment_ids[..., None, None] > 0, found * weights, 0.0)), found
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    (_, blocks), block_gradients = compiled((q, k, v), True)
-    (_, whole), whole_gradients = compiled((q, k, v), False)
-    counts = segment_ids > 0
-    np.testing.assert_allclose(blocks[counts], whole[counts], atol=1e-5)
-    for found, expected in zip(block_gradients, whole_gradients, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert jnp.isfinite(blocks).all()
+def assert_attends(attend, mask, atol=1e-5, **shape):
+    """Values and gradients are those of the written-out mask."""
+    qkv, weights = random_arrays(mask, **shape)
+
+    def values_and_gradients(attend):
+        def loss(q, k, v):
+            found = attend(q, k, v, mask)
+            return jnp.sum(found * weights), jnp.where(weights == 0, 0.0, found)
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*qkv)
+
+    def plain(q, k, v, mask):
+        return plain_attention.scored_attention(q, k, v, dense(mask))
+
+    (_, found), gradients = values_and_gradients(attend)
+    (_, expected), expected_gradients = values_and_gradients(plain)
+    np.testing.assert_allclose(found, expected, atol=atol)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=atol)
+
+
+def packed_mask(length, is_causal, before=0):
+    """Two rows of packed segments and padding; the first `before` places are keys alone."""
+    place = np.arange(before + length)
+    first = 1 + (place > 0.3 * len(place)) + (place > 0.8 * len(place))
+    ids = jnp.asarray(np.stack([first, place < 0.9 * len(place)]).astype(np.int32))
+    return SegmentMask(ids[:, before:], ids, is_causal)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_long_rows_block_by_block_are_the_whole(kv_heads):
+    """Packed and padded, longer than a block and not a multiple of it."""
+    assert_attends(attention, packed_mask(2 * SHORT + 44, is_causal=True), kv_heads=kv_heads)
+
+
+@pytest.mark.parametrize(("is_causal", "before"), [(True, 37), (False, 0)])
+def test_flash_attention_is_plain_attention(monkeypatch, is_causal, before):
+    """Queries and keys that fill no whole number of blocks, behind keys that stand alone."""
+    monkeypatch.setattr(flash_attention, "BLOCK", 16)
+    mask = packed_mask(45, is_causal, before)
+
+    def attend(q, k, v, mask):
+        return flash_attention.flash_attention(q, k, v, mask, before + jnp.arange(45))
+
+    assert_attends(attend, mask)
+
+
+def test_flash_attention_visits_the_blocks_of_its_segments_alone():
+    """Blocks of 2: queries and keys of the row 1 1 2 2 2 3 0 0."""
+    keys = jnp.array([[1, 1, 2, 2, 2, 3, 0, 0]])
+
+    def seen(first, is_causal):
+        queries, index = keys[:, first : first + 2], first + jnp.arange(2)
+        return [int(x) for x in flash_attention._blocks_seen(queries, index, keys, is_causal, 2)]
+
+    assert [seen(first, True) for first in (0, 2, 4)] == [[0, 1], [1, 2], [1, 3]]
+    assert [seen(first, False) for first in (0, 2, 4)] == [[0, 1], [1, 3], [1, 3]]
+    first, end = seen(6, True)  # padding
+    assert first >= end
+
+
+@pytest.mark.parametrize(("is_causal", "before"), [(True, 100), (False, 0)])
+def test_splash_attention_is_plain_attention(is_causal, before):
+    """In interpret mode; grouped heads, lengths that are no multiples of a block."""
+
+    def attend(q, k, v, mask):
+        return splash_attention.splash_attention(q, k, v, mask, interpret=True)
+
+    assert_attends(attend, packed_mask(200, is_causal, before))
 
 
 def test_causal_mask_by_hand():
-    found = causal_mask(jnp.array([[1, 1, 2, 2, 0]]))[0].astype(int)
+    found = dense(causal_mask(jnp.array([[1, 1, 2, 2, 0]])))[0].astype(int)
     expected = [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -84,6 +149,19 @@ def test_causal_mask_by_hand():
         [0, 0, 0, 0, 0],
     ]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_segment_mask_by_hand():
+    mask = segment_mask(jnp.array([[1, 1, 2, 0]]))
+    expected = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(dense(mask)[0], expected)
+    np.testing.assert_array_equal(dense(mask.at(jnp.array([[2, 0]])))[0], expected[[2, 0]])
+
+
+def test_a_mask_behind_keys_that_stand_alone():
+    """The last query stands at the last key."""
+    found = dense(SegmentMask(jnp.array([[1, 1]]), jnp.array([[1, 0, 1, 1]]), is_causal=True))
+    np.testing.assert_array_equal(found[0], [[1, 0, 1, 0], [1, 0, 1, 1]])
 
 
 def test_rope_turns_complex_numbers():

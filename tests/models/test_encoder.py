@@ -127,7 +127,7 @@ def test_remat_keeps_gradients(params, remat):
 def test_texts_beyond_the_position_table_are_refused(params):
     tokens = jnp.zeros((1, 13), jnp.int32)
     with pytest.raises(ValueError, match=r"13 tokens.*12 positions"):
-        encoder.hidden_states(params, CONFIG, tokens, tokens, jnp.ones((1, 13, 13), bool))
+        encoder.hidden_states(params, CONFIG, tokens, tokens, segment_mask(tokens))
 
 
 @pytest.mark.parametrize(

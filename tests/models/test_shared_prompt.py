@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax.models import attention as attention_lib
 from empathy_jax.models import decoder, shared_prompt
-from empathy_jax.models.attention import QUERY_BLOCK, attention, causal_mask
+from empathy_jax.models.attention import SHORT, attention, causal_mask
 from empathy_jax.training import rollout_rows
 
 
@@ -40,9 +39,17 @@ def naive_mask(segment_ids: np.ndarray) -> np.ndarray:
     return mask
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_values_and_gradients_are_those_of_the_mask(heads):
-    _, _, rows = random_rows()
+@pytest.mark.parametrize(
+    ("heads", "lengths"),
+    [
+        ((4, 4), {}),
+        ((4, 2), {}),
+        # Longer than a block of queries, one shorter.
+        ((4, 2), {"prompt_lengths": (150,), "completion_lengths": (SHORT + 140, SHORT + 20, 7)}),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_mask(heads, lengths):
+    _, _, rows = random_rows(**lengths)
     layout = shared_prompt.from_batch(rows)
     mask = jnp.asarray(naive_mask(np.asarray(rows["segment_ids"])))
     shape = rows["tokens"].shape
@@ -66,21 +73,6 @@ def test_values_and_gradients_are_those_of_the_mask(heads):
     np.testing.assert_allclose(found, expected, atol=2e-6)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, wanted, atol=1e-5)
-
-
-def test_completions_longer_than_a_block_of_queries(monkeypatch):
-    lengths = (QUERY_BLOCK + 40, QUERY_BLOCK + 90, 7)
-    _, _, rows = random_rows(prompt_lengths=(50,), completion_lengths=lengths)
-    layout = shared_prompt.from_batch(rows)
-    q = jax.random.normal(jax.random.key(0), (*rows["tokens"].shape, 2, 8))
-
-    def loss(q):
-        return jnp.sum(jnp.sin(shared_prompt.shared_prompt_attention(q, q, q, layout)))
-
-    blocks = jax.jit(jax.value_and_grad(loss))(q)
-    monkeypatch.setattr(attention_lib, "QUERY_BLOCK", 10_000)
-    whole = jax.jit(jax.value_and_grad(lambda q: loss(q)))(q)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), blocks, whole)
 
 
 def test_a_permutations_gradient_is_autodiffs():

@@ -89,8 +89,10 @@ def _whole():
     return _run(update_steps.layout(1, 1, 1), batches, settings=LEAVING_OUT)
 
 
-def test_one_device_equals_eight():
-    eight = _run(update_steps.layout(2, 2, 2), [_batch(0), _batch(1)], settings=LEAVING_OUT)
+# The second cuts tokens over a sequence axis.
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 2, 2)])
+def test_one_device_equals_eight(mesh):
+    eight = _run(update_steps.layout(*mesh), [_batch(0), _batch(1)], settings=LEAVING_OUT)
     _close(_whole(), eight, 1e-5)
     assert eight[2]._cache_size() == 1
     start = update_steps.fresh(update_steps.DECODER, update_steps.layout(1, 1, 1))

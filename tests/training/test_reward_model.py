@@ -71,8 +71,10 @@ def one_device():
     return batches, trained, metrics
 
 
-# On the second mesh a pass holds fewer rows than there are devices.
-@pytest.mark.parametrize(("mesh", "rows_per_pass"), [((2, 2, 2), 0), ((8, 1, 1), 4)])
+# On the second mesh a pass holds fewer rows than there are devices; the third cuts tokens as well.
+@pytest.mark.parametrize(
+    ("mesh", "rows_per_pass"), [((2, 2, 2), 0), ((8, 1, 1), 4), ((1, 2, 2, 2), 0)]
+)
 def test_one_device_equals_eight(one_device, mesh, rows_per_pass):
     batches, one, one_metrics = one_device
     settings = dataclasses.replace(HEAD, rows_per_pass=rows_per_pass)

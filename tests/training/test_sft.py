@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import jax
@@ -17,19 +18,32 @@ from tests.training import tiny_runs, update_steps
 # --- the update, on its own ---
 
 
-def test_one_device_equals_eight():
+def _run(place, **options):
+    """The trained collection and the metrics after two updates."""
     batches = [update_steps.packed_batch(seed) for seed in (0, 1)]
+    run = functools.partial(update_steps.run, sft.update_fn, update_steps.DECODER)
+    return run(place, batches, **options)[:2]
+
+
+@functools.cache
+def _whole():
+    return _run(update_steps.layout(1, 1, 1))
+
+
+# The second cuts tokens over a sequence axis.
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 2, 2)])
+def test_one_device_equals_eight(mesh):
     config = update_steps.DECODER
-    one, one_metrics, _ = update_steps.run(
-        sft.update_fn, config, update_steps.layout(1, 1, 1), batches
-    )
-    eight, eight_metrics, _ = update_steps.run(
-        sft.update_fn, config, update_steps.layout(2, 2, 2), batches
-    )
+    (one, one_metrics), (eight, eight_metrics) = _whole(), _run(update_steps.layout(*mesh))
     update_steps.assert_same(one, eight, 1e-5)
     update_steps.assert_same(one_metrics, eight_metrics, 1e-4)
     start = update_steps.fresh(config, update_steps.layout(1, 1, 1))
     assert len(update_steps.moved(start, one)) == len(jax.tree.leaves(start))
+
+
+def test_rows_in_passes_equal_the_whole_batch():
+    """Moments in Adam are divided by one another: compared after its large eps, see `prepare`."""
+    update_steps.assert_same(_whole(), _run(update_steps.layout(1, 1, 1), rows_per_pass=2), 1e-6)
 
 
 def test_adapters_learn_and_the_base_is_not_returned():

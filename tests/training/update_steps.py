@@ -28,11 +28,11 @@ ENCODER = encoder.EncoderConfig(
 )
 
 
-def layout(data: int, fsdp: int, tensor: int) -> sharding.Layout:
+def layout(data: int, fsdp: int, tensor: int, sequence: int = 1) -> sharding.Layout:
     """The config's rules over the first devices."""
     config = configs.get_config("tiny").mesh
-    config.update({"data": data, "fsdp": fsdp, "tensor": tensor})
-    mesh = sharding.make_mesh(config, jax.devices()[: data * fsdp * tensor])
+    config.update({"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor})
+    mesh = sharding.make_mesh(config, jax.devices()[: data * fsdp * sequence * tensor])
     return sharding.Layout(mesh, tuple(tuple(rule) for rule in config.rules))
 
 
