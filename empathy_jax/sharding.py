@@ -11,12 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from empathy_jax import pytree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# Of activations; those of parameters are in the config.
+ACTIVATION_RULES = (
+    ("batch", BATCH_AXES),
+    ("heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("decoded_vocab", ("tensor",)),
+)
 
 
 def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -29,14 +36,20 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
       ValueError: when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_shape(sizes: Any, devices: int) -> tuple[int, ...]:
+    """The size of each of AXES over so many devices; see `make_mesh`."""
     shape = [sizes[axis] for axis in AXES]
     given = int(np.prod([size for size in shape if size != -1]))
-    if shape.count(-1) > 1 or min(shape) == 0 or len(devices) % max(given, 1):
-        raise ValueError(_mesh_message(shape, len(devices)))
-    shape = [len(devices) // given if size == -1 else size for size in shape]
-    if int(np.prod(shape)) != len(devices):
-        raise ValueError(_mesh_message(shape, len(devices)))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if shape.count(-1) > 1 or min(shape) == 0 or devices % max(given, 1):
+        raise ValueError(_mesh_message(shape, devices))
+    found = tuple(devices // given if size == -1 else size for size in shape)
+    if int(np.prod(found)) != devices:
+        raise ValueError(_mesh_message(shape, devices))
+    return found
 
 
 def _mesh_message(shape: Sequence[int], devices: int) -> str:
@@ -53,7 +66,7 @@ class Layout:
       rules: `config.mesh.rules`, ordered pairs of a logical axis and the mesh axes that cut it.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rules: tuple[tuple[str, Any], ...]
 
 
@@ -119,6 +132,36 @@ def optimizer_shardings(
         shardings,
         transform_non_params=lambda _: replicated,
     )
+
+
+def activation_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """How an activation lies on the mesh in use (`jax.set_mesh`), by ACTIVATION_RULES.
+
+    Args:
+      axes: the logical name of each dimension; None is whole on every device.
+      shape: of the activation.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    known = ((axis, tuple(n for n in names if n in mesh.shape)) for axis, names in ACTIVATION_RULES)
+    return partition_spec(axes, shape, Layout(mesh, tuple(known)))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, laid out by ACTIVATION_RULES; on one device, or without a mesh, as it is."""
+    if not is_distributed():
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(axes, x.shape))
+
+
+def is_distributed() -> bool:
+    """Whether the mesh in use has several devices."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
+def row_parts() -> int:
+    """Devices that hold different rows of a batch, on the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape], dtype=int))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

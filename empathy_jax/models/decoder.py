@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import sharding
 from empathy_jax.models import lora as lora_layers
 from empathy_jax.models.attention import attention
 from empathy_jax.models.layers import INIT_SCALE, Linear, check_policies, remat
@@ -262,7 +263,7 @@ class Mlp(nn.Module):
         gate = Linear(config, "D", "F", wide, config.mlp_bias, name="gate")(x)
         up = Linear(config, "D", "F", wide, config.mlp_bias, name="up")(x)
         down = Linear(config, "F", "D", narrow, config.mlp_bias, name="down")
-        return down(_swish_gate(gate, up))
+        return down(sharding.constrain(_swish_gate(gate, up), "batch", None, "mlp"))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -286,11 +287,12 @@ class Layer(nn.Module):
         layer: Array,
     ) -> tuple[tuple[Array, KVCache | None], None]:
         x, kv_cache = carry
+        x = sharding.constrain(x, "batch", None, None)
         normed = RmsNorm(self.config, name="attention_norm")(x)
         mixed, kv_cache = Attention(self.config, name="attention")(
             normed, angles, mask, kv_cache, cache_index, layer
         )
-        x = x + mixed
+        x = sharding.constrain(x + mixed, "batch", None, None)
         x = x + Mlp(self.config, name="mlp")(RmsNorm(self.config, name="mlp_norm")(x))
         return (x, kv_cache), None
 
