@@ -214,7 +214,7 @@ def our_step(model_folder: str, threads: int) -> Step:
         functools.partial(
             reward_model.update_fn,
             config=model.config,
-            settings=reward_model.make_settings(config, model),
+            settings=reward_model.make_settings(config, model.embedding.pooling),
             optimizer=optimizer,
         ),
         donate_argnums=0,

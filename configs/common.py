@@ -16,7 +16,23 @@ def get_config(size: str = "tiny") -> ConfigDict:
         config.data.overlong = "reject"
         config.data.max_prompt_tokens = 640
         config.data.max_completion_tokens = 896
+    elif size.startswith("qwen3_"):
+        _set_large(config, size)
     return config
+
+
+def _set_large(config: ConfigDict, size: str) -> None:
+    """What the sizes of Qwen3 share; --plan shows what fits where (docs/plan.md)."""
+    # Weights and moments over all chips, heads over a few neighbours, which also share the rows.
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.tensor = TENSOR.get(size, 1)
+    config.sampling.rows = 512
+    config.rl.rows_per_pass = 64
+    config.reward_model.update(QWEN3_EMBEDDING_0P6B)
+    config.reward_model.max_tokens = 1024
+    config.reward_model.compute_dtype = "bfloat16"
+    config.reward_model.remat = "full"
 
 
 def _fields(size: str) -> ConfigDict:
@@ -316,4 +332,18 @@ SIZES = {
     "qwen3_1p7b": _qwen3("Qwen3-1.7B", 2048, 6144, 28, 16, True),
     "qwen3_4b": _qwen3("Qwen3-4B", 2560, 9728, 36, 32, True),
     "qwen3_8b": _qwen3("Qwen3-8B", 4096, 12288, 36, 32, False),
+    "qwen3_14b": _qwen3("Qwen3-14B", 5120, 17408, 40, 40, False),
+    "qwen3_32b": _qwen3("Qwen3-32B", 5120, 25600, 64, 64, False),
+}
+TENSOR = {"qwen3_8b": 4, "qwen3_14b": 8, "qwen3_32b": 8}
+# The shape of Qwen3-Embedding-0.6B (https://arxiv.org/abs/2506.05176), for plans.
+QWEN3_EMBEDDING_0P6B = {
+    "architecture": "decoder",
+    "vocab_size": 151_669,
+    "width": 1024,
+    "mlp_width": 3072,
+    "num_layers": 28,
+    "num_heads": 16,
+    "num_kv_heads": 8,
+    "head_dim": 128,
 }

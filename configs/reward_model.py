@@ -32,8 +32,6 @@ def get_config(size: str = "tiny") -> ConfigDict:
         config.optimizer.learning_rate = 1e-4
     else:
         config.reward_model.init = "Qwen/Qwen3-Embedding-0.6B"
-        config.reward_model.max_tokens = 1024
-        config.reward_model.compute_dtype = "bfloat16"
         config.steps = 2000
         config.batch_size = 256
         config.optimizer.learning_rate = 1e-5

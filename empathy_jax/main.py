@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/, with a size after a colon.")
 flags.DEFINE_string("workdir", "", "Folder of the run; each phase writes to its own folder in it.")
+flags.DEFINE_string("plan", "", "Run nothing; say what it takes on a slice, such as v5p:4x4x4.")
 
 # What reading a command line may raise.
 FLAG_ERRORS = (flags.Error, AttributeError, ValueError, TypeError, OSError)
@@ -29,7 +30,10 @@ def main(argv: list[str]) -> None:
             raise ValueError(
                 "--config is missing; name a file of configs/, e.g. configs/rl.py:tiny"
             )
-        run(FLAGS.config, FLAGS.workdir)
+        if FLAGS.plan:
+            plan(FLAGS.config, FLAGS.plan)
+        else:
+            run(FLAGS.config, FLAGS.workdir)
     except (ValueError, OSError) as error:
         logging.debug("traceback of the error below", exc_info=True)
         _fail(error)
@@ -92,6 +96,17 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
     else:
         overview.show_phase(folder, summaries)
     return summaries
+
+
+def plan(config: ConfigDict, target: str) -> None:
+    """Print what the phases of a config take on a slice of chips, none of which need be there."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from empathy_jax.training import plan
+
+    for phase in config.phases or (config.phase,):
+        plan.run(phase_config(config, phase), target)
 
 
 def phase_config(config: ConfigDict, phase: str) -> ConfigDict:

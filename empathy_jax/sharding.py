@@ -28,6 +28,7 @@ ACTIVATION_RULES = (
     ("heads", ("tensor",)),
     ("mlp", ("tensor",)),
     ("vocab", ("tensor", "fsdp")),
+    ("decoded_vocab", ("tensor",)),
 )
 
 
@@ -41,14 +42,20 @@ def make_mesh(sizes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
       ValueError: when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_shape(sizes: Any, devices: int) -> tuple[int, ...]:
+    """The size of each of AXES over so many devices; see `make_mesh`."""
     shape = [sizes[axis] for axis in AXES]
     given = int(np.prod([size for size in shape if size != -1]))
-    if shape.count(-1) > 1 or min(shape) == 0 or len(devices) % max(given, 1):
-        raise ValueError(_mesh_message(shape, len(devices)))
-    shape = [len(devices) // given if size == -1 else size for size in shape]
-    if int(np.prod(shape)) != len(devices):
-        raise ValueError(_mesh_message(shape, len(devices)))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if shape.count(-1) > 1 or min(shape) == 0 or devices % max(given, 1):
+        raise ValueError(_mesh_message(shape, devices))
+    found = tuple(devices // given if size == -1 else size for size in shape)
+    if int(np.prod(found)) != devices:
+        raise ValueError(_mesh_message(shape, devices))
+    return found
 
 
 def _mesh_message(shape: Sequence[int], devices: int) -> str:
@@ -189,6 +196,12 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
     """
     # The check for that does not know of kernels.
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def row_parts() -> int:
+    """Devices that hold different rows of a batch, on the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape], dtype=int))
 
 
 # --- batches ---

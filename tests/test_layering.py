@@ -26,8 +26,11 @@ FLOORS = (
     ("chain_of_empathy",),
     (
         "checkpoint",
+        "chips",
         "compilations",
+        "counting",
         "files",
+        "hlo",
         "masked",
         "metric_writer",
         "optimizer",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from empathy_jax import sharding
 from empathy_jax.generation import cache as caches
 from empathy_jax.generation import decode_loop, schedule
 from empathy_jax.generation import weights as weights_lib
@@ -21,7 +22,7 @@ from empathy_jax.generation.schedule import FREE, Flight
 from empathy_jax.models import decoder
 from empathy_jax.types import Array, Key, Params
 
-PREFILL = 16  # prompts that are prefilled at a time, at most
+PREFILL = 16  # prompts that are prefilled at a time, at most, or one for each device with rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _place(
 
 def _prefill(job: Job, shape: schedule.Shape, first: int) -> PromptCache:
     """Prefills prompts from `first` on, as many as there may be slots for."""
-    size = min(PREFILL, shape.lanes * shape.slots, len(job.prompts))
+    size = min(max(PREFILL, sharding.row_parts()), shape.lanes * shape.slots, len(job.prompts))
     left = len(job.prompts) - first
     if left < size:
         size = min(size, 1 << (left - 1).bit_length())

@@ -20,9 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import sharding
 from empathy_jax.models import decoder
 from empathy_jax.types import Array, Int
 
+# Of all arrays, the first two: on a mesh each device holds the lanes, rows and heads that it works on.
+AXES = ("batch", "heads")
 BLOCK = 16  # columns of a block of keys: what a CPU core multiplies at once
 
 
@@ -57,7 +60,8 @@ def from_prefill(kv_cache: decoder.KVCache) -> PromptCache:
     """The prompts' cache [L, Q, P, K, H] in the layout of decoding."""
 
     def by_layer(stacked: Array) -> tuple[Array, ...]:
-        return tuple(layer.swapaxes(1, 2) for layer in stacked)
+        layers = (layer.swapaxes(1, 2) for layer in stacked)
+        return tuple(sharding.constrain(layer, *AXES, None, None) for layer in layers)
 
     return PromptCache(by_layer(kv_cache.k), by_layer(kv_cache.v))
 
@@ -70,7 +74,8 @@ def empty(prompts: PromptCache, lanes: int, slots: int, rows: int, columns: int)
     dtype = prompts.k[0].dtype
 
     def zeros(*shape: int) -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+        axes = (*AXES, *(None,) * (len(shape) - 2))
+        return tuple(sharding.constrain(jnp.zeros(shape, dtype), *axes) for _ in range(layers))
 
     prompt = (lanes, heads, slots * length, head_dim)
     return DecodeCache(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from empathy_jax.generation import cache as caches
 from empathy_jax.generation import decode_step as decoding
+from empathy_jax.generation import weights as weights_lib
 from empathy_jax.generation.cache import DecodeCache, PromptCache
 from empathy_jax.generation.sampling import SamplingConfig, draw
 from empathy_jax.generation.weights import LayerWeights
@@ -141,6 +142,7 @@ def decode_segment(
       controls: see `Controls`.
     """
     config, columns = static.config, cache.columns
+    params = weights_lib.gather_ends(params, config)
     prompt_mask = _prompt_mask(rows, static.slots, cache.prompt_k[0].shape[2])
     uniforms = _uniforms(key, rows)
 

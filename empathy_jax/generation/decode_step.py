@@ -7,6 +7,7 @@ R query heads of a kv head, H head dim, D model.
 import jax
 import jax.numpy as jnp
 
+from empathy_jax import sharding
 from empathy_jax.generation import weights as weights_lib
 from empathy_jax.generation.cache import BLOCK, DecodeCache
 from empathy_jax.generation.weights import LayerWeights
@@ -51,6 +52,7 @@ def decode_step(
     x = decoder.Embed(config).apply({"params": params["embed"]}, tokens)
     new_k, new_v = [], []
     for i, layer in enumerate(layers):
+        x = sharding.constrain(x, "batch", None)
         normed = norm.apply({"params": layer.attention_norm}, x)
         q, k, v = _project(config, layer, normed, cos, sin)
         place = (0, 0, column // BLOCK, 0, column % BLOCK)
@@ -59,10 +61,10 @@ def decode_step(
         mixed = _attend(
             q, cache.prompt_k[i], cache.prompt_v[i], new_k[i], new_v[i], prompt_mask, own_mask
         )
-        x = x + weights_lib.apply((layer.out,), mixed)
+        x = x + weights_lib.apply((layer.out,), mixed, (config.width,))[0]
         normed = norm.apply({"params": layer.mlp_norm}, x)
-        gate, up = jnp.split(weights_lib.apply(layer.gate_up, normed), 2, axis=-1)
-        x = x + weights_lib.apply((layer.down,), jax.nn.silu(gate) * up)
+        gate, up = weights_lib.apply(layer.gate_up, normed, (config.mlp_width,) * 2)
+        x = x + weights_lib.apply((layer.down,), jax.nn.silu(gate) * up, (config.width,))[0]
     hidden = norm.apply({"params": params["final_norm"]}, x)
     return hidden, cache._replace(k=tuple(new_k), v=tuple(new_v))
 
@@ -71,9 +73,10 @@ def _project(
     config: decoder.DecoderConfig, layer: LayerWeights, x: Array, cos: Array, sin: Array
 ) -> tuple[Array, Array, Array]:
     """Rotated queries [N, K·R, H], rotated keys and values [N, K, H]."""
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    projected = weights_lib.apply(layer.qkv, x).reshape(x.shape[0], -1, config.head_dim)
-    q, k, v = jnp.split(projected, [heads, heads + kv_heads], axis=1)
+    head_dim = config.head_dim
+    widths = [n * head_dim for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    projected = weights_lib.apply(layer.qkv, x, widths)
+    q, k, v = (part.reshape(x.shape[0], -1, head_dim) for part in projected)
     if config.qk_norm:
         q = decoder.RmsNorm(config).apply({"params": layer.q_norm}, q)
         k = decoder.RmsNorm(config).apply({"params": layer.k_norm}, k)

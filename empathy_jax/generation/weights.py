@@ -2,16 +2,33 @@
 
 On a CPU core a product of 64 rows with a 256 x 256 kernel runs at a third of its rate; queries, keys
 and values from one kernel, and gate and up from one, are a quarter of the calls at more of it.
+
+On a mesh a kernel stays in parts over the tensor axis and is whole otherwise: its parts over the fsdp axis
+are brought together once, not at every token.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from empathy_jax import sharding
 from empathy_jax.models import decoder
 from empathy_jax.types import Array, Params
+
+# Inputs and outputs of a layer's kernels, by the name of what stays in parts.
+AXES = {
+    "q": (None, "heads"),
+    "k": (None, "heads"),
+    "v": (None, "heads"),
+    "out": ("heads", None),
+    "gate": (None, "mlp"),
+    "up": (None, "mlp"),
+    "down": ("mlp", None),
+}
 
 
 class Dense(NamedTuple):
@@ -52,6 +69,20 @@ def prepare(
     return [_layer(layers, adapters, config, fuse, index) for index in range(config.num_layers)]
 
 
+def gather_ends(params: Params, config: decoder.DecoderConfig) -> Params:
+    """Embedding, head and final norm, on a mesh in the compute dtype and in parts over vocabulary alone."""
+    ends = {name: tree for name, tree in params.items() if name != "layers"}
+    if not sharding.is_distributed():
+        return ends
+
+    def gather(leaf: Array) -> Array:
+        if leaf.ndim == 1:
+            return leaf
+        return sharding.constrain(leaf.astype(config.compute_dtype), "decoded_vocab", None)
+
+    return jax.tree.map(gather, ends)
+
+
 def is_whole(params: Params) -> bool:
     """Whether each device that holds parameters holds all of them."""
     return all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
@@ -64,7 +95,8 @@ def _layer(
     lora = jax.tree.map(lambda leaf: leaf[index], adapters or {})
 
     def dense(block: str, name: str, inputs: int = 1) -> Dense:
-        return _dense(params[block][name], lora.get(block, {}).get(name), config, inputs)
+        made = _dense(params[block][name], lora.get(block, {}).get(name), config, inputs)
+        return made._replace(kernel=sharding.constrain(made.kernel, *AXES[name]))
 
     def together(block: str, names: tuple[str, ...]) -> tuple[Dense, ...]:
         parts = tuple(dense(block, name) for name in names)
@@ -125,12 +157,14 @@ def _fused(parts: tuple[Dense, ...]) -> Dense:
     return Dense(kernel, bias, a, jnp.concatenate(rows))
 
 
-def apply(parts: tuple[Dense, ...], x: Array) -> Array:
-    """x [..., inputs] through each part, outputs one after the other."""
+def apply(parts: tuple[Dense, ...], x: Array, widths: Sequence[int]) -> list[Array]:
+    """x [..., inputs] through each part: outputs of these widths, from one kernel or from one each."""
     outputs = []
     for part in parts:
         y = x @ part.kernel
         if part.a is not None:
             y = y + (x @ part.a) @ part.b
         outputs.append(y if part.bias is None else y + part.bias)
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+    if len(outputs) < len(widths):
+        outputs = jnp.split(outputs[0], np.cumsum(widths)[:-1], axis=-1)
+    return outputs

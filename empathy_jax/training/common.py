@@ -186,6 +186,14 @@ def refuse_workdir(init: str, field: str) -> None:
         )
 
 
+def read_architecture(path: Path) -> decoder.DecoderConfig | encoder.EncoderConfig:
+    """The architecture of a run's folder or a Hugging Face directory, without its weights."""
+    if not is_run(path):
+        return hf.read_config(sentence_transformers_format.transformer_folder(path))
+    described = json.loads((path / "model.json").read_text(encoding="utf-8"))
+    return _config_from_json(described["kind"], described["config"])
+
+
 def _load_run(path: Path, layout: Layout) -> Model:
     described = json.loads((path / "model.json").read_text(encoding="utf-8"))
     config = _config_from_json(described["kind"], described["config"])
@@ -315,11 +323,8 @@ def abstract_variables(
         shapes["lora"] = jax.eval_shape(lambda key: module.init_lora(key, config), key)
     if embedding is not None and embedding.has_head:
         shapes["head"] = jax.eval_shape(lambda: score_head.init_params(config.width))
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        {name: sharding.param_shardings(tree, table, layout) for name, tree in shapes.items()},
-    )
+    places = {name: sharding.param_shardings(tree, table, layout) for name, tree in shapes.items()}
+    return abstract(shapes, places)
 
 
 # --- train state ---
@@ -349,20 +354,54 @@ def make_state(
     With `lora_rank` the adapters are trained and `frozen` is {"params": weights}; without, the
     weights are trained and `frozen` is empty. A head is always trained.
     """
+    variables = model.variables
     if model.config.lora_rank:
         adapters = model.module.init_lora(stream(seed, "lora"), model.config)
-        trainable = {**model.variables, "lora": adapters}
-        frozen = {"params": trainable.pop("params")}
-    else:
-        trainable, frozen = dict(model.variables), {}
-    table = model.module.param_table(model.config)
-    shardings = {
+        variables = {**variables, "lora": adapters}
+    trainable, frozen = _split(variables, model.config)
+    shardings = _state_shardings(trainable, model.config, optimizer, layout)
+    trainable = jax.device_put(trainable, shardings.trainable)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
+    return TrainState(trainable, opt_state), frozen, shardings
+
+
+def abstract_state(
+    config: Any,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    embedding: Embedding | None = None,
+) -> tuple[TrainState, dict[str, Any], TrainState]:
+    """What `make_state` returns for a model of this configuration, as shapes that take no memory."""
+    trainable, frozen = _split(abstract_variables(config, layout, embedding), config)
+    shardings = _state_shardings(trainable, config, optimizer, layout)
+    state = TrainState(trainable, jax.eval_shape(optimizer.init, trainable))
+    return abstract(state, shardings), frozen, shardings
+
+
+def abstract(tree: Any, places: Any) -> Any:
+    """Shapes and dtypes of the leaves of a tree, each with its place."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        places,
+    )
+
+
+def _split(variables: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is trained of a model's variables, and what is not."""
+    frozen = {"params": variables["params"]} if config.lora_rank else {}
+    return {name: tree for name, tree in variables.items() if name not in frozen}, frozen
+
+
+def _state_shardings(
+    trainable: dict[str, Any], config: Any, optimizer: optax.GradientTransformation, layout: Layout
+) -> TrainState:
+    table = module_of(config).param_table(config)
+    places = {
         name: sharding.param_shardings(tree, table, layout) for name, tree in trainable.items()
     }
-    trainable = jax.device_put(trainable, shardings)
-    opt_shardings = sharding.optimizer_shardings(optimizer, trainable, shardings, layout.mesh)
-    opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
-    return TrainState(trainable, opt_state), frozen, TrainState(shardings, opt_shardings)
+    moments = sharding.optimizer_shardings(optimizer, trainable, places, layout.mesh)
+    return TrainState(places, moments)
 
 
 def join(trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from empathy_jax import losses, masked, passes
+from empathy_jax import losses, masked, passes, sharding
 from empathy_jax.models import decoder, shared_prompt
 from empathy_jax.rl import aggregation, corrections, kl, overlong, policy_gradient, ratios
 from empathy_jax.training import common
@@ -236,6 +236,33 @@ def update_fn(
     metrics |= {name: value / tokens for name, value in sums.items()}
     state = common.apply_gradients(state, grads, optimizer)
     return state, metrics | {"param_norm": optax.tree.norm(state.trainable)}
+
+
+def make_update(
+    config: decoder.DecoderConfig,
+    settings: Settings,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled `update_fn`, of (state, frozen, batch, entropy weight); the state is donated."""
+    return jax.jit(
+        functools.partial(update_fn, config=config, settings=settings, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+
+def make_log_probs(config: decoder.DecoderConfig, settings: Settings) -> Callable[..., jax.Array]:
+    """The compiled `rows_log_probs`, of (variables, batch)."""
+    return jax.jit(
+        functools.partial(
+            rows_log_probs,
+            config=config,
+            temperature=settings.temperature,
+            rows=settings.rows_per_pass,
+        )
+    )
 
 
 def minibatch_rows(seed: int, step: int, rows: int, settings: Settings) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from empathy_jax import contrastive, files, sharding
@@ -154,6 +155,21 @@ def update_fn(
     return state, metrics | {"param_norm": optax.tree.norm(state.trainable)}
 
 
+def make_update(
+    config: Any,
+    settings: Settings,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled `update_fn`, of (state, frozen, batch); the state is donated."""
+    return jax.jit(
+        functools.partial(update_fn, config=config, settings=settings, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+
 def run(config: ConfigDict, workdir: Path) -> dict:
     """The phase `reward_model`: reads questions with answers; writes `checkpoints/`,
     `calibration.json` and `metrics.jsonl`. With `config.steps=0` an import is calibrated as it is."""
@@ -180,15 +196,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     common.announce("reward_model", model, records)
 
     # State and compiled steps.
-    settings = make_settings(config, model)
+    settings = make_settings(config, model.embedding.pooling)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state, frozen, shardings = common.make_state(model, optimizer, config.seed, layout)
     start, state = common.restore_state(folder / "checkpoints", state, frozen)
-    update = jax.jit(
-        functools.partial(update_fn, config=model.config, settings=settings, optimizer=optimizer),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(layout.mesh)),
-    )
+    update = make_update(model.config, settings, optimizer, shardings, layout.mesh)
     scorer = Scorer(common.join(state.trainable, frozen), model, {}, layout)
 
     def score_with(state: TrainState) -> Scorer:
@@ -315,11 +327,11 @@ def _check_choices(config: ConfigDict) -> None:
             )
 
 
-def make_settings(config: ConfigDict, model: Model) -> Settings:
+def make_settings(config: ConfigDict, pooling: str) -> Settings:
     """What the loss reads of the config."""
     names = [field.name for field in dataclasses.fields(Settings) if field.name != "pooling"]
     values = {name: config.reward_model[name] for name in names}
-    return Settings(pooling=model.embedding.pooling, **values)
+    return Settings(pooling=pooling, **values)
 
 
 def text_layout(config: ConfigDict, model: Model, layout: Layout) -> pairs.Layout:

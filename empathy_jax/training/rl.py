@@ -87,21 +87,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     del items
 
     # Compiled steps.
-    update = jax.jit(
-        functools.partial(
-            policy_update.update_fn, config=model.config, settings=settings, optimizer=optimizer
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
-    log_probs = jax.jit(
-        functools.partial(
-            policy_update.rows_log_probs,
-            config=model.config,
-            temperature=settings.temperature,
-            rows=settings.rows_per_pass,
-        )
-    )
+    update = policy_update.make_update(model.config, settings, optimizer, shardings, mesh)
+    log_probs = policy_update.make_log_probs(model.config, settings)
 
     def sample(step: int, number: int) -> rollouts.Rollout:
         """Round `number` of a step: its own questions, or fresh ones where groups lack signal."""

@@ -1,8 +1,8 @@
 """A trained reward model in use: the vectors of texts and how well answers fit questions."""
 
 import copy
-import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ def embed_rows(
     return normalise(pool(hidden, segment_ids, pooling, pairs.SEGMENTS))
 
 
+def make_embed(config: Any, pooling: str) -> Callable[..., jax.Array]:
+    """The compiled `embed_rows`, of (variables, rows)."""
+
+    def embed(variables: dict[str, Any], rows: dict[str, jax.Array]) -> jax.Array:
+        return embed_rows(variables, config, pooling, rows)
+
+    return jax.jit(embed)
+
+
 class Scorer:
     """Similarity of questions and answers under a reward model, with its calibration.
 
@@ -64,9 +73,7 @@ class Scorer:
         self._variables, self._model, self._layout = variables, model, layout
         self.calibration = calibrated
         self.has_head, self.max_tokens = model.embedding.has_head, model.embedding.max_tokens
-        self._embed = jax.jit(
-            functools.partial(embed_rows, config=model.config, pooling=model.embedding.pooling)
-        )
+        self._embed = make_embed(model.config, model.embedding.pooling)
 
     def with_variables(self, variables: dict[str, Any]) -> "Scorer":
         """The same model with other weights; nothing is compiled anew."""
@@ -106,7 +113,7 @@ class Scorer:
             short = size - some["tokens"].shape[0]
             some = {name: np.pad(array, ((0, short), (0, 0))) for name, array in some.items()}
             placed = common.put_batch(some, self._layout.mesh)
-            found.append(np.asarray(self._embed(self._variables, rows=placed)))
+            found.append(np.asarray(self._embed(self._variables, placed)))
         vectors = np.concatenate(found).reshape(-1, found[0].shape[-1])[slots]
         number = {text: index for index, text in enumerate(unique)}
         return vectors[[number[text] for text in texts]]

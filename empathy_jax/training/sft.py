@@ -9,6 +9,7 @@ nothing, which would learn the text long before the form: tags are one token in 
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,29 @@ def update_fn(
     return state, metrics | {"param_norm": optax.tree.norm(state.trainable)}
 
 
+def make_update(
+    config: ConfigDict,
+    architecture: decoder.DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+    tag_ids: tuple[int, ...],
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled `update_fn`, of (state, frozen, batch); the state is donated."""
+    return jax.jit(
+        functools.partial(
+            update_fn,
+            config=architecture,
+            optimizer=optimizer,
+            tag_ids=tag_ids,
+            tag_weight=config.sft.tag_weight,
+            rows_per_pass=config.sft.rows_per_pass,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+
 def run(config: ConfigDict, workdir: Path) -> dict:
     """The phase `sft`: reads chains; writes `checkpoints/`, `metrics.jsonl`, `samples.jsonl`."""
     began = time.monotonic()
@@ -152,18 +176,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     optimizer = make_optimizer(config.optimizer, config.steps)
     state, frozen, shardings = common.make_state(model, optimizer, config.seed, layout)
     start, state = common.restore_state(folder / "checkpoints", state, frozen)
-    update = jax.jit(
-        functools.partial(
-            update_fn,
-            config=model.config,
-            optimizer=optimizer,
-            tag_ids=tag_ids(model.tokenizer),
-            tag_weight=config.sft.tag_weight,
-            rows_per_pass=config.sft.rows_per_pass,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
+    tags = tag_ids(model.tokenizer)
+    update = make_update(config, model.config, optimizer, shardings, mesh, tags)
     evaluate = jax.jit(functools.partial(loss_fn, config=model.config))
 
     def validation_loss(state: TrainState) -> float:
