@@ -26,7 +26,7 @@ setup(
         "absl-py>=2.1",
         "charset-normalizer>=3.4",  # encodings of dumps
         "datasets>=5",
-        "fastapi>=0.160",  # the page of the human ranking
+        "fastapi>=0.160",  # the page of the human ranking, the server
         "flax>=0.12.8",
         "ftfy>=6.3",  # mojibake
         "grain>=0.2.18",
@@ -42,11 +42,14 @@ setup(
         "openpyxl>=3.1",  # xlsx
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
+        "prometheus-client>=0.22",  # what the server counts
         "pyarrow>=20",
+        "pydantic>=2.10",  # the server's requests
         "pyyaml>=6",
         "rjieba>=0.2",  # words of Chinese text and their kinds
         "safetensors>=0.5",
         "scipy>=1.14",  # Student's t, connected components
+        "starlette>=1",  # fastapi's own ground: its responses and errors
         "tensorboardX>=2.6",
         "tensorflow>=2.21",
         "tensorflow-text>=2.21",

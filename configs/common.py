@@ -38,7 +38,8 @@ def _set_large(config: ConfigDict, size: str) -> None:
 def _fields(size: str) -> ConfigDict:
     return ConfigDict(
         {
-            "phase": "",  # corpus | annotate | sft | reward_model | rl | evaluate | export
+            # corpus | annotate | sft | reward_model | rl | evaluate | export | generate | serve
+            "phase": "",
             "phases": (),  # several, run in order; empty: only `phase`
             "per_phase": {},  # per_phase.<phase>.<field>: what differs in one of `phases`
             "seed": 0,
@@ -263,6 +264,21 @@ def _fields(size: str) -> ConfigDict:
             "export": {
                 "dtype": "",  # float32 | bfloat16 | float16; empty: as trained
                 "max_shard_bytes": 5_000_000_000,
+            },
+            "generate": {
+                "question": "",  # answered in the terminal; "-": standard input; empty: data.questions
+                "samples": 1,  # completions of each question
+            },
+            "serve": {
+                "host": "127.0.0.1",  # this machine alone; others want a token
+                "port": 8000,  # 0: any free one
+                "token_env": "",  # variable with the bearer token; empty: none is wanted
+                "name": "",  # of the model for clients; empty: that of its folder
+                "max_queue": 64,  # completions that may wait for a row; more are answered 429
+                "deadline": 300.0,  # seconds that a request may take, its waiting included
+                "drain": 60.0,  # seconds that requests may go on after SIGTERM
+                "max_body_bytes": 262_144,  # of a request
+                "log_texts": False,  # whether what people write and read goes to the log
             },
             "mesh": {
                 "data": -1,  # -1: all devices that the other axes leave

@@ -17,7 +17,9 @@ Tags are plain text: letter case and spelling must match exactly, and `< L1>` is
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 LAYERS = ("L1", "L2", "L3", "L4")
 
@@ -35,6 +37,19 @@ _SEQUENCE = (
 )
 
 TAGS = tuple(tag for _, tag, _ in _SEQUENCE)
+
+_ANY_TAG = re.compile("|".join(map(re.escape, TAGS)))
+_LONGEST_TAG = max(map(len, TAGS))
+
+# What a `Reader` calls text that lies in none of the elements that hold text: between the layers, and
+# outside everything.
+BETWEEN, OUTSIDE = "between", "outside"
+# The element that one is in after a tag.
+_AFTER = (
+    {_OPEN[name]: name for name in _TEXT_ELEMENTS}
+    | {_CLOSE[name]: BETWEEN for name in LAYERS}
+    | {_OPEN["think"]: BETWEEN, _CLOSE["think"]: OUTSIDE, _CLOSE["answer"]: OUTSIDE}
+)
 
 RULES: Mapping[str, str] = (
     {"control_token": "a control token of the tokenizer stands in the text"}
@@ -207,3 +222,60 @@ def _is_whole(text: str, name: str, first: Mapping[str, int], repeated: set[str]
     start, end = first[opening] + len(opening), first[closing]
     inside = text[start:end] if start <= end else ""
     return bool(inside.strip()) and not any(tag in inside for tag in TAGS)
+
+
+class Piece(NamedTuple):
+    """Some more text of an element: of L1..L4 or the answer, `BETWEEN` the layers or `OUTSIDE`."""
+
+    element: str
+    text: str
+
+
+class Reader:
+    """Reads a completion as it grows: which element new text belongs to, without tags.
+
+    It shows what stands there and judges nothing: elements in any order, broken or repeated, are read
+    as their tags say. Of a valid chain, the pieces of each element together are what `parse` gives.
+    The work is linear in the length of the text.
+    """
+
+    def __init__(self) -> None:
+        self._element = OUTSIDE
+        self._unread = ""  # may be the beginning of a tag
+        self._space: list[str] = []  # counts only if more text of the element follows
+        self._begun = False  # whether the element has text
+
+    def feed(self, text: str) -> list[Piece]:
+        """The pieces that become certain with some more text of the completion."""
+        text, pieces, start = self._unread + text, [], 0
+        for tag in _ANY_TAG.finditer(text):
+            self._read(text[start : tag.start()], pieces)
+            self._element = _AFTER[tag.group()]
+            self._space, self._begun = [], False
+            start = tag.end()
+        end = self._where_a_tag_may_begin(text, start)
+        self._read(text[start:end], pieces)
+        self._unread = text[end:]
+        return pieces
+
+    def close(self) -> list[Piece]:
+        """The pieces that are left when the completion has ended."""
+        pieces: list[Piece] = []
+        self._read(self._unread, pieces)
+        self._unread = ""
+        return pieces
+
+    def _read(self, text: str, pieces: list[Piece]) -> None:
+        text = text if self._begun else text.lstrip()
+        read = text.rstrip()
+        if read:
+            pieces.append(Piece(self._element, "".join(self._space) + read))
+            self._space, self._begun = [], True
+        self._space.append(text[len(read) :])
+
+    @staticmethod
+    def _where_a_tag_may_begin(text: str, start: int) -> int:
+        """Where the text's end may turn out to be a tag; the text's length if nowhere."""
+        begin = text.rfind("<", max(start, len(text) - _LONGEST_TAG))
+        is_open = begin >= 0 and any(tag.startswith(text[begin:]) for tag in TAGS)
+        return begin if is_open else len(text)

@@ -19,7 +19,9 @@ flags.DEFINE_string("plan", "", "Run nothing; say what it takes on a slice, such
 
 # What reading a command line may raise.
 FLAG_ERRORS = (flags.Error, AttributeError, ValueError, TypeError, OSError)
-PHASES = ("corpus", "annotate", "sft", "reward_model", "rl", "evaluate", "export")
+PHASES = (
+    "corpus", "annotate", "sft", "reward_model", "rl", "evaluate", "export", "generate", "serve",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -148,8 +150,12 @@ def run_phase(config: ConfigDict, workdir: Path) -> dict:
         from empathy_jax.training import rl as phase
     elif config.phase == "evaluate":
         from empathy_jax.training import evaluate as phase
-    else:
+    elif config.phase == "export":
         from empathy_jax.training import export as phase
+    elif config.phase == "generate":
+        from empathy_jax.serving import generate as phase
+    else:
+        from empathy_jax.serving import server as phase
     return phase.run(config, workdir)
 
 

@@ -1,5 +1,6 @@
 """The format of the chain: round trip, every way to break it, and linear time."""
 
+import itertools
 import time
 
 import hypothesis
@@ -192,3 +193,53 @@ def test_the_work_is_linear_in_the_text(unit):
 
     # Quadratic time would be 16 times as much, and seconds rather than milliseconds.
     assert seconds(1_000_000) < 10 * seconds(250_000) + 0.1
+
+
+def _read(text: str, cuts: list[int]) -> list[coe.Piece]:
+    """All pieces of a text that comes in parts."""
+    reader, pieces = coe.Reader(), []
+    places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    for start, end in itertools.pairwise(places):
+        pieces += reader.feed(text[start:end])
+    return pieces + reader.close()
+
+
+def _joined(pieces: list[coe.Piece]) -> list[tuple[str, str]]:
+    """The pieces with neighbours of one element put together."""
+    groups = itertools.groupby(pieces, key=lambda piece: piece.element)
+    return [(element, "".join(piece.text for piece in group)) for element, group in groups]
+
+
+CUTS = st.lists(st.integers(0, 1000), max_size=12)
+
+
+@hypothesis.given(chains, CUTS)
+def test_a_reader_finds_what_the_parser_finds_however_the_text_is_cut(chain, cuts):
+    expected = [(name, getattr(chain, name)) for name in (*coe.LAYERS, "answer")]
+    assert _joined(_read(coe.render(chain), cuts)) == expected
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from([*coe.TAGS, "<L", "<", "a", " ", "\n"]), max_size=40).map("".join),
+    CUTS,
+)
+def test_a_reader_shows_everything_but_tags_and_space_at_the_edges(text, cuts):
+    assert _joined(_read(text, cuts)) == _joined(_read(text, []))
+    shown = "".join(piece.text for piece in _read(text, cuts))
+    for tag in coe.TAGS:
+        text = text.replace(tag, "\0")
+    assert "".join(shown.split()) == "".join(text.replace("\0", "").split())
+
+
+def test_a_reader_tells_where_text_lies_and_does_not_wait_for_the_end():
+    reader = coe.Reader()
+    assert reader.feed("hm <empathy_think> so <L1> a") == [
+        ("outside", "hm"),
+        ("between", "so"),
+        ("L1", "a"),
+    ]
+    assert reader.feed(" b </L") == [("L1", " b")]
+    assert reader.feed("x") == [("L1", " </Lx")]
+    assert reader.feed("</L1></empathy_think><answer>\n") == []
+    assert reader.feed("c <") == [("answer", "c")]
+    assert reader.close() == [("answer", " <")]

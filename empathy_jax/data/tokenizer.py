@@ -190,8 +190,21 @@ def control_tokens(tokenizer: transformers.PreTrainedTokenizerFast) -> tuple[str
 
 def prompt_ids(tokenizer: transformers.PreTrainedTokenizerFast, question: str) -> list[int]:
     """The ids of a conversation with one question, up to where the assistant begins."""
+    return conversation_ids(tokenizer, [{"role": "user", "content": question}])
+
+
+def conversation_ids(
+    tokenizer: transformers.PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]
+) -> list[int]:
+    """The ids of a conversation up to where the assistant begins; the system prompt is ours where it
+    has none.
+
+    Args:
+      tokenizer: with our chat template.
+      messages: at least one, each with `role` (system, user or assistant) and `content`.
+    """
     return tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
+        list(messages),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=False,
@@ -239,6 +252,40 @@ def decode(tokenizer: transformers.PreTrainedTokenizerFast, ids: Sequence[int]) 
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class Detokenizer:
+    """The text of a completion as its tokens come, in whole characters.
+
+    A character may take several tokens; what does not make one yet is kept back. All parts together
+    are `decode` of all tokens, without the end token's cut.
+    """
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast):
+        self._decode = tokenizer.backend_tokenizer.decode
+        # The tokens told last give the new ones their place: some decoders drop a leading space.
+        self._told: list[int] = []
+        self._kept: list[int] = []
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that is certain with these tokens."""
+        self._kept += ids
+        new = self._new_text()
+        # Bytes that are no character, or not yet one, come out as U+FFFD.
+        if not new or new.endswith("\ufffd"):
+            return ""
+        self._told, self._kept = self._kept, []
+        return new
+
+    def close(self) -> str:
+        """The text of what was kept back, at the end."""
+        new, self._kept = self._new_text(), []
+        return new
+
+    def _new_text(self) -> str:
+        before = self._decode(self._told, skip_special_tokens=False)
+        whole = self._decode(self._told + self._kept, skip_special_tokens=False)
+        return whole[len(before) :]
 
 
 def train(

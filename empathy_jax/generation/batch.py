@@ -16,7 +16,7 @@ from empathy_jax.generation import cache as caches
 from empathy_jax.generation import decode_loop, schedule
 from empathy_jax.generation import weights as weights_lib
 from empathy_jax.generation.cache import DecodeCache, PromptCache
-from empathy_jax.generation.decode_loop import NO_TOKEN, SEGMENT
+from empathy_jax.generation.decode_loop import NO_TOKEN, SEGMENT, scalars
 from empathy_jax.generation.sampling import SamplingConfig
 from empathy_jax.generation.schedule import FREE, Flight
 from empathy_jax.models import decoder
@@ -117,7 +117,7 @@ def park(job: Job, batch: Batch, out: Completions) -> Batch:
     parked = dict(batch.parked)
     for row in large:
         lane, slot = row // flight.shape.per_lane, flight.slot_of[row]
-        where = _scalars(lane, slot, row, batch.column)
+        where = scalars(lane, slot, row, batch.column)
         parked[int(flight.sample_of[row])] = caches.take_row(
             batch.cache, *where, slots=flight.shape.slots
         )
@@ -154,7 +154,7 @@ def refill(job: Job, batch: Batch, out: Completions) -> Batch:
         job.sizes, batch.columns, out.lengths[samples], job.limits[samples], SEGMENT
     )
     if batch.cache is not None and columns != batch.columns:
-        cache = caches.resize(batch.cache, *_scalars(batch.column), columns=columns)
+        cache = caches.resize(batch.cache, *scalars(batch.column), columns=columns)
         batch = batch._replace(cache=cache, column=0)
     if batch.last_stage:
         return _put_back(batch, placements)
@@ -168,7 +168,7 @@ def _put_back(batch: Batch, placements: list[schedule.Placement]) -> Batch:
     parked, cache = dict(batch.parked), batch.cache
     for unit, row, _ in placements:
         one = parked.pop(int(batch.flight.units[unit, 0]))
-        cache = caches.put_row(cache, one, *_scalars(row, batch.column))
+        cache = caches.put_row(cache, one, *scalars(row, batch.column))
     return batch._replace(cache=cache, parked=parked)
 
 
@@ -194,7 +194,7 @@ def _place(
     for i, question in enumerate(ready):
         moves[i] = question - batch.first, placements[i].lane, placements[i].slot
     cache = caches.place(
-        cache, batch.prefilled, jax.device_put(moves), *_scalars(len(ready)), slots=shape.slots
+        cache, batch.prefilled, jax.device_put(moves), *scalars(len(ready)), slots=shape.slots
     )
     return batch._replace(cache=cache), placements[len(ready) :]
 
@@ -217,11 +217,9 @@ def segment(job: Job, batch: Batch, out: Completions) -> tuple[Batch, int]:
     """Decodes a segment into `out`; returns how many samples it ended."""
     flight = batch.flight
     rows, samples = schedule.running(flight)
-    # A row that may outgrow the columns has room for so many tokens.
-    open_ended = samples[job.limits[samples] > batch.columns]
-    room = batch.columns - out.lengths[open_ended]
-    steps = int(min(SEGMENT, room.min(initial=SEGMENT)))
-    controls = decode_loop.Controls(*_scalars(batch.column, steps, _enough(job, flight, len(rows))))
+    counts, limits = out.lengths[samples], job.limits[samples]
+    steps = schedule.steps_with_room(batch.columns, counts, limits, SEGMENT)
+    controls = decode_loop.Controls(*scalars(batch.column, steps, _enough(job, flight, len(rows))))
     static = decode_loop.Static(job.config, job.sampling, flight.shape.slots)
     cache, made = decode_loop.decode_segment(
         job.params,
@@ -283,8 +281,3 @@ def _rows(job: Job, flight: Flight, out: Completions) -> decode_loop.Rows:
             if name != "idle"
         }
     )
-
-
-def _scalars(*values: int | np.integer) -> list[Array]:
-    """Integers on the device."""
-    return jax.device_put([np.int32(value) for value in values])

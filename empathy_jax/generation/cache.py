@@ -67,11 +67,15 @@ def from_prefill(kv_cache: decoder.KVCache) -> PromptCache:
 
 
 # Arguments that give no values to the result say where it lives: on the devices of the model.
-@functools.partial(jax.jit, static_argnames=("lanes", "slots", "rows", "columns"), keep_unused=True)
-def empty(prompts: PromptCache, lanes: int, slots: int, rows: int, columns: int) -> DecodeCache:
-    """A cache of zeros, for prompts as long as these."""
-    layers, (_, heads, length, head_dim) = len(prompts.k), prompts.k[0].shape
-    dtype = prompts.k[0].dtype
+@functools.partial(
+    jax.jit, static_argnames=("lanes", "slots", "rows", "columns", "length"), keep_unused=True
+)
+def empty(
+    prompts: PromptCache, lanes: int, slots: int, rows: int, columns: int, length: int | None = None
+) -> DecodeCache:
+    """A cache of zeros, for prompts of `length` columns, or as long as these."""
+    layers, (_, heads, given, head_dim) = len(prompts.k), prompts.k[0].shape
+    dtype, length = prompts.k[0].dtype, length or given
 
     def zeros(*shape: int) -> tuple[Array, ...]:
         axes = (*AXES, *(None,) * (len(shape) - 2))
@@ -86,7 +90,8 @@ def empty(prompts: PromptCache, lanes: int, slots: int, rows: int, columns: int)
     )
 
 
-@functools.partial(jax.jit, static_argnames="slots", donate_argnames="cache")
+# Below, what is compiled takes the half of the cache that it changes: its programs are as many as
+# the sizes of that half, whatever those of the other.
 def place(
     cache: DecodeCache,
     prompts: PromptCache,
@@ -103,7 +108,15 @@ def place(
       count: moves to make.
       slots: of a lane.
     """
-    length = cache.prompt_k[0].shape[2] // slots
+    prompt_k, prompt_v = _place((cache.prompt_k, cache.prompt_v), prompts, moves, count, slots)
+    return cache._replace(prompt_k=prompt_k, prompt_v=prompt_v)
+
+
+@functools.partial(jax.jit, static_argnames="slots", donate_argnames="stored")
+def _place(
+    stored: tuple, prompts: PromptCache, moves: Int[Array, "M 3"], count: Int[Array, ""], slots: int
+) -> tuple:
+    length = stored[0][0].shape[2] // slots
 
     def put(i: Array, stored: tuple[tuple[Array, ...], ...]) -> tuple[tuple[Array, ...], ...]:
         source, lane, slot = moves[i]
@@ -114,25 +127,37 @@ def place(
 
         return jax.tree.map(write, stored, (prompts.k, prompts.v))
 
-    prompt_k, prompt_v = jax.lax.fori_loop(0, count, put, (cache.prompt_k, cache.prompt_v))
+    return jax.lax.fori_loop(0, count, put, stored)
+
+
+def widen_prompts(cache: DecodeCache, slots: int, length: int) -> DecodeCache:
+    """The cache with `length` columns for each prompt, at least as many as it has."""
+    prompt_k, prompt_v = _widen((cache.prompt_k, cache.prompt_v), slots, length)
     return cache._replace(prompt_k=prompt_k, prompt_v=prompt_v)
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "length"))
-def widen_prompts(cache: DecodeCache, slots: int, length: int) -> DecodeCache:
-    """The cache with `length` columns for each prompt, at least as many as it has."""
-
+def _widen(stored: tuple, slots: int, length: int) -> tuple:
     def widen(x: Array) -> Array:
         lanes, heads, columns, head_dim = x.shape
         x = x.reshape(lanes, heads, slots, columns // slots, head_dim)
         x = jnp.pad(x, ((0, 0),) * 3 + ((0, length - x.shape[3]), (0, 0)))
         return x.reshape(lanes, heads, slots * length, head_dim)
 
-    prompt_k, prompt_v = jax.tree.map(widen, (cache.prompt_k, cache.prompt_v))
+    return jax.tree.map(widen, stored)
+
+
+def narrow_prompts(cache: DecodeCache, length: int) -> DecodeCache:
+    """The cache with the first `length` columns of each prompt, where a lane holds one."""
+    prompt_k, prompt_v = _narrow((cache.prompt_k, cache.prompt_v), length)
     return cache._replace(prompt_k=prompt_k, prompt_v=prompt_v)
 
 
-@functools.partial(jax.jit, static_argnames="columns")
+@functools.partial(jax.jit, static_argnames="length")
+def _narrow(stored: tuple, length: int) -> tuple:
+    return jax.tree.map(lambda x: x[:, :, :length], stored)
+
+
 def resize(cache: DecodeCache, column: Int[Array, ""], columns: int) -> DecodeCache:
     """The cache with another number of completion columns, the newest kept and put last.
 
@@ -141,27 +166,31 @@ def resize(cache: DecodeCache, column: Int[Array, ""], columns: int) -> DecodeCa
       column: as said. In the result column 0 is written next.
       columns: of the result.
     """
+    k, v = _resize((cache.k, cache.v), column, columns)
+    return cache._replace(k=k, v=v)
 
+
+@functools.partial(jax.jit, static_argnames="columns")
+def _resize(stored: tuple, column: Int[Array, ""], columns: int) -> tuple:
     def fit(x: Array) -> Array:
         x, room = jnp.roll(x, -column, axis=2), columns - x.shape[2]
         if room > 0:
             return jnp.pad(x, ((0, 0), (0, 0), (room, 0), (0, 0)))
         return x[:, :, -room:]
 
-    return _map_columns(fit, cache)
+    return _map_columns(fit, stored)
 
 
-def _map_columns(change: Callable[[Array], Array], cache: DecodeCache) -> DecodeCache:
-    """The cache with a function of [N, K, C, H] applied to all completions' keys and values."""
+def _map_columns(change: Callable[[Array], Array], stored: tuple) -> tuple:
+    """All completions' keys and values with a function of [N, K, C, H] applied to them."""
 
     def change_keys(x: Array) -> Array:
         rows, heads, _, head_dim, _ = x.shape
         x = change(x.swapaxes(3, 4).reshape(rows, heads, -1, head_dim))
         return x.reshape(rows, heads, -1, BLOCK, head_dim).swapaxes(3, 4)
 
-    return cache._replace(
-        k=tuple(change_keys(x) for x in cache.k), v=tuple(change(x) for x in cache.v)
-    )
+    k, v = stored
+    return tuple(change_keys(x) for x in k), tuple(change(x) for x in v)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -206,7 +235,8 @@ def put_row(cache: DecodeCache, one: DecodeCache, row: Array, column: Array) -> 
     """
     one = widen_prompts(one, 1, cache.prompt_k[0].shape[2])
     one = resize(one, jnp.zeros_like(column), cache.columns)
-    one = _map_columns(lambda x: jnp.roll(x, column, axis=2), one)
+    k, v = _map_columns(lambda x: jnp.roll(x, column, axis=2), (one.k, one.v))
+    one = one._replace(k=k, v=v)
     return jax.tree.map(
         lambda into, new: jax.lax.dynamic_update_slice_in_dim(into, new, row, 0), cache, one
     )

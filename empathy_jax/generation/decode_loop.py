@@ -8,16 +8,18 @@ Q prompts, P prompt columns, N rows, T the longest segment, W the longest stop s
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from empathy_jax.generation import cache as caches
 from empathy_jax.generation import decode_step as decoding
 from empathy_jax.generation import weights as weights_lib
 from empathy_jax.generation.cache import DecodeCache, PromptCache
-from empathy_jax.generation.sampling import SamplingConfig, draw
+from empathy_jax.generation.sampling import RowSampling, SamplingConfig, draw, draw_each
 from empathy_jax.generation.weights import LayerWeights
 from empathy_jax.models import decoder
 from empathy_jax.models.attention import causal_mask
@@ -128,6 +130,7 @@ def decode_segment(
     key: Key[Array, ""],
     stops: Int[Array, "M W"],
     controls: Controls,
+    each: RowSampling | None = None,
 ) -> tuple[DecodeCache, Segment]:
     """Decodes until `controls.steps` tokens are made or `controls.enough` rows are done.
 
@@ -140,6 +143,7 @@ def decode_segment(
       key: root of the random streams.
       stops: sequences that end a completion, right-aligned, ANY_TOKEN before them.
       controls: see `Controls`.
+      each: what each row asks for in place of `static.sampling`'s temperature and top-p.
     """
     config, columns = static.config, cache.columns
     params = weights_lib.gather_ends(params, config)
@@ -169,7 +173,10 @@ def decode_segment(
             cache,
         )
         logits = decoder.logits(params, config, hidden)
-        token, log_probs = draw(uniforms[step], logits, static.sampling)
+        if each is None:
+            token, log_probs = draw(uniforms[step], logits, static.sampling)
+        else:
+            token, log_probs = draw_each(uniforms[step], logits, each, static.sampling)
         tail = jnp.concatenate([tail[:, 1:], token[:, None]], axis=1)
         made = _append(made, token, log_probs, _matches(tail, stops), count + 1 >= rows.limit)
         return cache, made, token, tail
@@ -186,6 +193,22 @@ def decode_segment(
     carry = (cache, nothing, rows.token, rows.tail)
     cache, made, _, _ = jax.lax.while_loop(goes_on, next_token, carry)
     return cache, made
+
+
+def scalars(*values: int | np.integer) -> list[Array]:
+    """Integers on the device."""
+    return jax.device_put([np.int32(value) for value in values])
+
+
+def stop_table(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Stop sequences of token ids, right-aligned in one table, [M, W]."""
+    longest = max(map(len, sequences), default=1)
+    table = np.full((max(len(sequences), 1), longest), ANY_TOKEN, np.int32)
+    for row, sequence in zip(table, sequences, strict=False):
+        row[longest - len(sequence) :] = sequence
+    if not sequences:
+        table[:] = NO_TOKEN
+    return table
 
 
 def _append(

@@ -19,10 +19,9 @@ import jax
 import numpy as np
 
 from empathy_jax.generation import batch as batches
-from empathy_jax.generation import schedule
+from empathy_jax.generation import decode_loop, schedule
 from empathy_jax.generation import weights as weights_lib
 from empathy_jax.generation.batch import Completions
-from empathy_jax.generation.decode_loop import ANY_TOKEN, NO_TOKEN
 from empathy_jax.generation.sampling import SamplingConfig
 from empathy_jax.models import decoder
 from empathy_jax.types import Array, Key, Params
@@ -103,7 +102,7 @@ def generate(
         samples_per_prompt,
         limits[place],
         row_ids[place].astype(np.int32),
-        jax.device_put(_stop_table([*((token,) for token in eos_ids), *stop])),
+        jax.device_put(decode_loop.stop_table([*((token,) for token in eos_ids), *stop])),
         schedule.column_sizes(int(limits.max())),
         refill,
     )
@@ -164,17 +163,6 @@ def _empty(rows: int, max_new: int, pad_id: int) -> Completions:
         lengths=np.zeros(rows, np.int32),
         finished=np.zeros(rows, bool),
     )
-
-
-def _stop_table(sequences: list[Sequence[int]]) -> np.ndarray:
-    """The sequences right-aligned in one table, [M, W]."""
-    longest = max(map(len, sequences), default=1)
-    table = np.full((max(len(sequences), 1), longest), ANY_TOKEN, np.int32)
-    for row, sequence in zip(table, sequences, strict=False):
-        row[longest - len(sequence) :] = sequence
-    if not sequences:
-        table[:] = NO_TOKEN
-    return table
 
 
 def _run(

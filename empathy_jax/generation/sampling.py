@@ -6,6 +6,7 @@ uniform number a row, and no sort anywhere.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,13 @@ class SamplingConfig:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be {words}")
 
 
+class RowSampling(NamedTuple):
+    """What rows of one batch may differ in, [N] each: as in `SamplingConfig`, per row."""
+
+    temperature: Array
+    top_p: Array
+
+
 def sample(
     keys: Key[Array, "N"], logits: Float[Array, "N V"], sampling: SamplingConfig
 ) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
@@ -92,6 +100,39 @@ def draw(
     return tokens, picked - normaliser
 
 
+def draw_each(
+    uniforms: Float[Array, "N"],
+    logits: Float[Array, "N V"],
+    rows: RowSampling,
+    sampling: SamplingConfig,
+) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
+    """`draw` with a temperature and a top-p for each row; top-k and min-p are those of `sampling`.
+
+    Nothing that a row asks for changes what is compiled, and what it draws is what `draw` would.
+    """
+    logits = logits.astype(jnp.float32)
+    greedy = rows.temperature == 0
+    scaled = logits / jnp.where(greedy, 1.0, rows.temperature)[:, None]
+    highest = jnp.max(scaled, axis=-1, keepdims=True)
+    weights = jnp.exp(scaled - highest)
+    normaliser = jnp.log(jnp.sum(weights, axis=-1)) + highest[:, 0]
+
+    def narrowed(weights: Array) -> Array:
+        # No sum of probabilities reaches 2: a row that asks for nothing keeps its whole tail,
+        # whatever its neighbours ask for.
+        top_p = jnp.where(rows.top_p < 1, rows.top_p, 2.0)
+        kept = _filter(scaled, top_p[:, None], sampling)
+        return jnp.where(jnp.isfinite(kept), weights, 0.0)
+
+    # The search for the nucleus costs as much as all else here: only where a row asks for it.
+    asked = jnp.any((rows.top_p < 1) & ~greedy) | (sampling.top_k > 0) | (sampling.min_p > 0)
+    weights = jax.lax.cond(asked, narrowed, lambda weights: weights, weights)
+    drawn = inverse_cumulative(weights, uniforms)
+    tokens = jnp.where(greedy, jnp.argmax(scaled, axis=-1), drawn).astype(jnp.int32)
+    picked = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
+    return tokens, picked - normaliser
+
+
 def filter_logits(logits: Float[Array, "N V"], sampling: SamplingConfig) -> Float[Array, "N V"]:
     """logits / temperature, with -inf for the tokens that may not be drawn.
 
@@ -104,20 +145,27 @@ def filter_logits(logits: Float[Array, "N V"], sampling: SamplingConfig) -> Floa
       sampling: `temperature` above 0.
     """
     logits = logits.astype(jnp.float32) / sampling.temperature
+    return _filter(logits, sampling.top_p if sampling.top_p < 1 else None, sampling)
+
+
+def _filter(
+    logits: Float[Array, "N V"], top_p: float | Array | None, sampling: SamplingConfig
+) -> Float[Array, "N V"]:
+    """`filter_logits` after the temperature; `top_p` is a number, one for each row [N, 1], or off."""
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-    if sampling.top_p < 1:
+    if top_p is not None:
         probs = jax.nn.softmax(logits, axis=-1)
-        logits = jnp.where(probs >= _nucleus_floor(probs, sampling.top_p), logits, -jnp.inf)
+        logits = jnp.where(probs >= _nucleus_floor(probs, top_p), logits, -jnp.inf)
     if sampling.min_p > 0:
         floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
         logits = jnp.where(logits >= floor, logits, -jnp.inf)
     return logits
 
 
-def _nucleus_floor(probs: Float[Array, "N V"], top_p: float) -> Float[Array, "N 1"]:
-    """The largest θ such that the probabilities >= θ sum to top_p or more.
+def _nucleus_floor(probs: Float[Array, "N V"], top_p: float | Array) -> Float[Array, "N 1"]:
+    """The largest θ such that the probabilities >= θ sum to top_p or more; 0 where none does.
 
     Found by bisection over the bit patterns of float32, which for numbers >= 0 are ordered as the
     numbers are: 31 masked sums settle every bit, where a sort would take ten times as long.

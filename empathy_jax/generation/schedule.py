@@ -195,18 +195,24 @@ def bucket_length(length: int) -> int:
     return bucket
 
 
-def column_sizes(max_new_tokens: int) -> list[int]:
-    """Sizes that the completions' cache may have: 64, 128, 256, ... and one for the longest."""
-    sizes, size = [], SMALLEST_BUCKET
-    while size < max_new_tokens:
+def column_sizes(longest: int, smallest: int | None = None) -> list[int]:
+    """Sizes that a cache may have: 64 (or `smallest`), 128, 256, ... and one for the longest."""
+    sizes, size = [], smallest or SMALLEST_BUCKET
+    while size < longest:
         sizes.append(size)
         size *= 2
-    return [*sizes, -(-max_new_tokens // 16) * 16]
+    return [*sizes, -(-longest // 16) * 16]
 
 
 def outgrown(columns: int, counts: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Which rows, with `counts` tokens, soon have no room: Bool[N]."""
     return np.minimum(counts + MARGIN, limits) > columns
+
+
+def steps_with_room(columns: int, counts: np.ndarray, limits: np.ndarray, steps: int) -> int:
+    """`steps`, or as many as rows with `counts` tokens that may outgrow the columns have room for."""
+    room = columns - counts[limits > columns]
+    return int(min(steps, room.min(initial=steps)))
 
 
 def fit_columns(

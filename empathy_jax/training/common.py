@@ -29,7 +29,9 @@ from empathy_jax.models.pooling import Embedding
 from empathy_jax.models.rope import RopeScaling
 from empathy_jax.sharding import Layout
 
-STREAMS = {"init": 0, "lora": 1, "sample": 2, "rollout": 3, "evaluate": 4, "minibatches": 5}
+STREAMS = {
+    "init": 0, "lora": 1, "sample": 2, "rollout": 3, "evaluate": 4, "minibatches": 5, "serving": 6,
+}  # fmt: skip
 # The models that a phase takes in: section of the config to the phases of the same WORKDIR that make
 # one when the section's `init` is empty, the preferred phase first.
 MODELS = {
@@ -38,6 +40,8 @@ MODELS = {
     "rl": {"model": ("sft",), "reward_model": ("reward_model",)},
     "evaluate": {"model": ("rl", "sft"), "reward_model": ("reward_model",)},
     "export": {"model": ("rl", "sft")},
+    "generate": {"model": ("rl", "sft"), "reward_model": ("reward_model",)},
+    "serve": {"model": ("rl", "sft"), "reward_model": ("reward_model",)},
 }
 LOGIT_CHUNK = 1024  # positions whose logits a device holds at a time
 

@@ -1,5 +1,7 @@
 """Completions of questions with the engine, judged and ready to be written or shown."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,13 +32,17 @@ def generate(
     config: ConfigDict,
     samples_per_prompt: int = 1,
     first: int = 0,
+    row_ids: Sequence[int] | None = None,
 ) -> engine.Completions:
     """Sampled completions of prompts, those of one prompt side by side.
 
     `first` is the number of the first prompt among those that share the key: however these are cut
-    into calls, they get the same samples.
+    into calls, they get the same samples. `row_ids` names the random stream of each completion
+    instead.
     """
     first_row = first * samples_per_prompt
+    if row_ids is None:
+        row_ids = range(first_row, first_row + len(prompts) * samples_per_prompt)
     return engine.generate(
         variables["params"],
         model.config,
@@ -48,7 +54,7 @@ def generate(
         samples_per_prompt=samples_per_prompt,
         rows=config.sampling.rows,
         lora=variables.get("lora"),
-        row_ids=range(first_row, first_row + len(prompts) * samples_per_prompt),
+        row_ids=row_ids,
     )
 
 
@@ -60,10 +66,11 @@ def complete(
     config: ConfigDict,
     samples_per_prompt: int = 1,
     first: int = 0,
+    row_ids: Sequence[int] | None = None,
 ) -> list[dict]:
     """Judged completions of questions, those of one question side by side; see `generate`, `judged`."""
     prompts = [tokenizers.prompt_ids(model.tokenizer, record["question"]) for record in questions]
-    done = generate(key, variables, model, prompts, config, samples_per_prompt, first)
+    done = generate(key, variables, model, prompts, config, samples_per_prompt, first, row_ids)
     return judged([record for record in questions for _ in range(samples_per_prompt)], model, done)
 
 
@@ -85,6 +92,29 @@ def judged(questions: list[dict], model: Model, done: engine.Completions) -> lis
             | {"tokens": length, "finished": bool(done.finished[index])}
         )
     return rows
+
+
+def flat(row: dict, sample: int) -> dict:
+    """A row of `complete` as generations.jsonl holds it: sample `sample` of its question."""
+    texts = row["chain"] or dict.fromkeys(chain_of_empathy.LAYERS)
+    return {
+        "id": row["id"],
+        "sample": sample,
+        "question": row["question"],
+        "completion": row["completion"],
+        "rule": row["rule"],
+        "whole_layers": row["layers"],
+        **texts,
+        "answer": row["answer"],
+        "finished": row["finished"],
+        "tokens": row["tokens"],
+    }
+
+
+def stream_number(name: str | int, index: int) -> int:
+    """The random stream of sample `index` of something with a name or a seed: 31 bits of a hash."""
+    digest = hashlib.sha256(f"{name}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def judge(model: Model, ids: Any) -> dict:

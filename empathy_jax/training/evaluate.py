@@ -29,7 +29,7 @@ from empathy_jax.metric_writer import Progress
 from empathy_jax.rl import rewards
 from empathy_jax.training import common, completions, inputs, reward_terms
 from empathy_jax.training import workdir as workdirs
-from empathy_jax.training.scorer import Scorer, load_scorer
+from empathy_jax.training.scorer import Scorer, find_scorer
 
 # Batches of the engine per write: a killed run loses no more than these.
 BATCHES_PER_WRITE = 2
@@ -46,10 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     model = common.load_policy(config, workdir, layout)
     questions = read_test_questions(config, folder, model)
     common.announce("evaluate", model, {"test": questions})
-    scorer = None
-    judge = common.first_run(workdir, ("reward_model",))
-    if config.reward_model.init or (judge is not None and (judge / "calibration.json").exists()):
-        scorer = load_scorer(config, workdir, layout)
+    scorer = find_scorer(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, sigterm)
         measures, per_row = score(rows, questions, scorer, config)
@@ -129,7 +126,7 @@ def generate(
     for start in range(done, len(questions), size):
         some = questions[start : start + size]
         made = completions.complete(key, model.variables, model, some, config, samples, start)
-        made = [_flat(row, index % samples) for index, row in enumerate(made)]
+        made = [completions.flat(row, index % samples) for index, row in enumerate(made)]
         files.append_jsonl(path, made)
         resources.note(folder)
         rows += made
@@ -275,23 +272,6 @@ def _measure_answers(
         )
         found |= {"similarity": similarity, "similarity_passes": passes}
     return found
-
-
-def _flat(row: dict, sample: int) -> dict:
-    """A row of `completions.complete` as generations.jsonl holds it."""
-    texts = row["chain"] or dict.fromkeys(chain_of_empathy.LAYERS)
-    return {
-        "id": row["id"],
-        "sample": sample,
-        "question": row["question"],
-        "completion": row["completion"],
-        "rule": row["rule"],
-        "whole_layers": row["layers"],
-        **texts,
-        "answer": row["answer"],
-        "finished": row["finished"],
-        "tokens": row["tokens"],
-    }
 
 
 def _entry(

@@ -69,8 +69,16 @@ class Scorer:
     more than rounding: texts that share a row do not see each other.
     """
 
-    def __init__(self, variables: dict[str, Any], model: Model, calibrated: dict, layout: Layout):
+    def __init__(
+        self,
+        variables: dict[str, Any],
+        model: Model,
+        calibrated: dict,
+        layout: Layout,
+        rows_per_pass: int = ROWS_PER_PASS,
+    ):
         self._variables, self._model, self._layout = variables, model, layout
+        self._rows_per_pass = rows_per_pass
         self.calibration = calibrated
         self.has_head, self.max_tokens = model.embedding.has_head, model.embedding.max_tokens
         self._embed = make_embed(model.config, model.embedding.pooling)
@@ -89,6 +97,11 @@ class Scorer:
         """Unit vectors of answers, float32 [N, D]."""
         return self._embed_texts(texts, self._model.embedding.document_prompt)
 
+    def count_tokens(self, texts: list[str]) -> int:
+        """Tokens of texts as they are read, prompts left aside."""
+        model, limit = self._model, self.max_tokens
+        return sum(len(tokenizers.text_ids(model.tokenizer, text, limit)) for text in texts)
+
     def similarity(self, questions: list[str], answers: list[str]) -> np.ndarray:
         """Cosine of each question with its answer, float32 [N]."""
         return np.einsum("nd,nd->n", self.embed_questions(questions), self.embed_answers(answers))
@@ -106,7 +119,7 @@ class Scorer:
         parts = sharding.batch_parts(self._layout.mesh)
         rows, slots = pairs.pack_texts(ids, max_tokens, pad_id)
         count = rows["tokens"].shape[0]
-        size = -(-ROWS_PER_PASS // parts) * parts
+        size = -(-self._rows_per_pass // parts) * parts
         found = []
         for start in range(0, count, size):
             some = {name: array[start : start + size] for name, array in rows.items()}
@@ -128,7 +141,9 @@ def check_positions(model: Model, max_tokens: int, field: str, init: str) -> Non
         )
 
 
-def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
+def load_scorer(
+    config: ConfigDict, workdir: Path, layout: Layout, rows_per_pass: int = ROWS_PER_PASS
+) -> Scorer:
     """The reward model of `config.reward_model.init`, or of WORKDIR/reward_model.
 
     Texts are prompted, cut and pooled as they were when it was calibrated, whatever the config says
@@ -150,4 +165,14 @@ def load_scorer(config: ConfigDict, workdir: Path, layout: Layout) -> Scorer:
     calibrated = json.loads(path.read_text(encoding="utf-8"))
     model = common.load_model(init, section, "config.reward_model.init", None, layout)
     check_positions(model, model.embedding.max_tokens, f"max_tokens of {init}", init)
-    return Scorer(model.variables, model, calibrated, layout)
+    return Scorer(model.variables, model, calibrated, layout, rows_per_pass)
+
+
+def find_scorer(
+    config: ConfigDict, workdir: Path, layout: Layout, rows_per_pass: int = ROWS_PER_PASS
+) -> Scorer | None:
+    """`load_scorer` where a reward model is named, or a calibrated one is in WORKDIR; else None."""
+    judge = common.first_run(workdir, ("reward_model",))
+    if config.reward_model.init or (judge is not None and (judge / "calibration.json").exists()):
+        return load_scorer(config, workdir, layout, rows_per_pass)
+    return None

@@ -40,6 +40,7 @@ FREE_FIELDS = (
     "annotate.retries",
     "annotate.backoff",
     "annotate.max_failures",
+    "serve",
 )
 # Sections that a phase does not read: another value of theirs makes no different run.
 _MODEL_FIELDS = ("model", "reward_model", "mesh", "sampling")
@@ -48,13 +49,19 @@ _RECORD_FIELDS = ("corpus", "annotate")
 OTHERS_FIELDS = {
     "corpus": (
         *_MODEL_FIELDS, *_TRAINING_FIELDS, "annotate", "sft", "rl", "evaluate", "export", "seed",
+        "generate",
     ),
-    "annotate": (*_MODEL_FIELDS, *_TRAINING_FIELDS, "corpus", "sft", "rl", "evaluate", "export"),
-    "sft": (*_RECORD_FIELDS, "reward_model", "rl", "evaluate", "export"),
-    "reward_model": (*_RECORD_FIELDS, "model", "sampling", "sft", "rl", "evaluate", "export"),
-    "rl": (*_RECORD_FIELDS, "sft", "evaluate", "export"),
-    "evaluate": (*_RECORD_FIELDS, "sft", "rl", "export"),
-    "export": (*_RECORD_FIELDS, "sampling", "sft", "rl", "evaluate"),
+    "annotate": (
+        *_MODEL_FIELDS, *_TRAINING_FIELDS, "corpus", "sft", "rl", "evaluate", "export", "generate",
+    ),
+    "sft": (*_RECORD_FIELDS, "reward_model", "rl", "evaluate", "export", "generate"),
+    "reward_model": (
+        *_RECORD_FIELDS, "model", "sampling", "sft", "rl", "evaluate", "export", "generate",
+    ),
+    "rl": (*_RECORD_FIELDS, "sft", "evaluate", "export", "generate"),
+    "evaluate": (*_RECORD_FIELDS, "sft", "rl", "export", "generate"),
+    "export": (*_RECORD_FIELDS, "sampling", "sft", "rl", "evaluate", "generate"),
+    "generate": (*_RECORD_FIELDS, *_TRAINING_FIELDS, "sft", "evaluate", "export"),
 }  # fmt: skip
 # Files that only a run which has read its inputs leaves behind.
 BEGUN = ("metrics.jsonl", "generations.jsonl", "chains.jsonl", "summary.json")
@@ -69,6 +76,7 @@ REMADE = {
         "generations.jsonl",
     ),
     "export": ("summary.json", "resources.json", "hf"),
+    "generate": ("summary.json", "resources.json", "rejected.jsonl", "generations.jsonl"),
 }
 # Fields that count something and must be 1 or more; only a reward model may take no steps.
 COUNTS = (
@@ -103,7 +111,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     """Make `WORKDIR/<phase>` ready, or refuse it when it holds a different run.
 
-    What `evaluate` and `export` made of other models than those now there is removed, to be made
+    What `evaluate`, `export` and `generate` made of other models than those now there is removed, to be made
     anew.
 
     Returns:

@@ -61,6 +61,15 @@ def test_a_parked_row_comes_back_with_its_prompt_and_its_tokens():
         np.testing.assert_array_equal(np.asarray(new)[others], old[others])
 
 
+def test_prompts_get_more_room_and_give_it_back():
+    cache = ring(3, 16)
+    wide = caches.widen_prompts(cache, slots=1, length=LENGTH + 5)
+    assert wide.prompt_v[0].shape[2] == LENGTH + 5
+    narrow = caches.narrow_prompts(wide, LENGTH)
+    for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(narrow), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
 def test_prompts_go_to_their_slots_and_no_further():
     cache = ring(4, 16, slots=2, lanes=2)
     cache = caches.widen_prompts(cache, slots=2, length=LENGTH + 1)

@@ -108,6 +108,7 @@ def test_buckets_and_columns_by_hand():
     assert schedule.column_sizes(12) == [16] and schedule.column_sizes(64) == [64]
     assert schedule.column_sizes(500) == [64, 128, 256, 512]
     assert schedule.column_sizes(1536) == [64, 128, 256, 512, 1024, 1536]
+    assert schedule.column_sizes(500, smallest=256) == [256, 512]
 
 
 def test_columns_grow_when_a_row_needs_them_and_shrink_when_half_would_do():
@@ -125,3 +126,10 @@ def test_columns_grow_when_a_row_needs_them_and_shrink_when_half_would_do():
     assert schedule.outgrown(64, np.array([56, 57, 60]), np.array([256, 256, 64])).tolist() == [
         False, True, False,
     ]  # fmt: skip
+
+
+def test_a_segment_is_no_longer_than_the_row_with_the_least_room():
+    counts, limits = np.array([60, 10, 58]), np.array([64, 200, 65])
+    assert schedule.steps_with_room(64, counts, limits, 32) == 6  # the first row ends in time
+    assert schedule.steps_with_room(64, counts[:2], limits[:2], 32) == 32
+    assert schedule.steps_with_room(128, counts, limits, 8) == 8

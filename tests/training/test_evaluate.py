@@ -255,7 +255,7 @@ def test_the_reward_is_probed_alone_and_as_rl_composes_it():
 def test_the_probes_reach_scores_report_and_terminal(run_copy, scripted, monkeypatch, capsys):
     root, config = run_copy
     config.reward_model.init = "given"
-    monkeypatch.setattr(evaluate, "load_scorer", lambda *_: _Echo())
+    monkeypatch.setattr(evaluate, "find_scorer", lambda *_: _Echo())
     overview.show_phase(root / "evaluate", {"evaluate": evaluate.run(config, root)})
     found = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))["probes"]
     assert found["cosine"]["echo"] | {"mean_gain": 0} == {
