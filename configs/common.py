@@ -260,6 +260,10 @@ def _fields(size: str) -> ConfigDict:
             "evaluate": {
                 "questions": 32,  # of the test split; 0: all
                 "samples": 1,
+                # As model.init; empty: the measure is left out.
+                "bertscore_model": "",  # an encoder (BERT)
+                "bertscore_layer": 0,  # whose states are compared, from 1; 0: the last
+                "perplexity_model": "",  # a decoder
             },
             "export": {
                 "dtype": "",  # float32 | bfloat16 | float16; empty: as trained

@@ -4,7 +4,8 @@
 
 evaluates the newest model of runs/a (rl, else sft); any other with --config.model.init=DIRECTORY or
 a hub id. Writes runs/a/evaluate/: report.html to read, scores.json, generations.jsonl. A reward
-model in runs/a/reward_model, or --config.reward_model.init, adds its similarity.
+model in runs/a/reward_model, or --config.reward_model.init, adds its similarity; an encoder as
+--config.evaluate.bertscore_model and a decoder as --config.evaluate.perplexity_model add theirs.
 """
 
 from ml_collections import ConfigDict

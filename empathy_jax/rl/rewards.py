@@ -25,6 +25,7 @@ from empathy_jax.overlap import ngram_overlap, ngrams
 
 # Characters of an n-gram that people seldom share by chance, by language: see `template_penalty`.
 TEMPLATE_NGRAM: Mapping[str, int] = {"zh": 8, "en": 24}
+ECHO_NGRAM = 4  # characters
 
 
 def format_reward(verdict: Verdict) -> float:
@@ -70,7 +71,7 @@ def gated(format_rewards: npt.ArrayLike, answer_rewards: npt.ArrayLike) -> np.nd
     return np.where(np.asarray(format_rewards) >= 1.0, answer_rewards, 0.0).astype(np.float32)
 
 
-def echo_overlap(question: str, answer: str, n: int = 4) -> float:
+def echo_overlap(question: str, answer: str, n: int = ECHO_NGRAM) -> float:
     """Share of the answer's character n-grams that occur in the question, in [0, 1].
 
     White space, letter case and full-width forms make no difference, so that they cannot hide a
@@ -83,7 +84,7 @@ def echo_overlap(question: str, answer: str, n: int = 4) -> float:
       answer: what the person would read, without the chain.
       n: characters per n-gram; an answer shorter than that is compared as a whole.
     """
-    return ngram_overlap(_comparable(question), _comparable(answer), n)
+    return ngram_overlap(comparable(question), comparable(answer), n)
 
 
 def echo_penalty(overlap: npt.ArrayLike, free: float = 0.2) -> np.ndarray:
@@ -109,7 +110,7 @@ def template_overlap(questions: Sequence[str], answers: Sequence[str], n: int) -
     Returns:
       float32 [N] in [0, 1]; 0 for an empty answer.
     """
-    pairs = [(q, ngrams(_comparable(a), n)) for q, a in zip(questions, answers, strict=True)]
+    pairs = [(q, ngrams(comparable(a), n)) for q, a in zip(questions, answers, strict=True)]
     asked: dict[str, set[str]] = {}
     for question, grams in pairs:
         for gram in grams:
@@ -159,5 +160,6 @@ def _above(share: npt.ArrayLike, free: float) -> np.ndarray:
     return np.asarray(np.clip((np.asarray(share) - free) / (1.0 - free), 0.0, 1.0), np.float32)
 
 
-def _comparable(text: str) -> str:
+def comparable(text: str) -> str:
+    """The text without white space, letter case and full-width forms, which can hide a copy."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,14 +1,16 @@
 """The phase `evaluate`: test questions answered by a model, scored beside what chance gives.
 
 The floor takes what people answered to a different question and scores it in the same way: a fluent
-human text that has nothing to do with the question. A measure says something about the model only
-where it stands off that floor.
+human text that has nothing to do with the question. The ceiling is what people's own answers get. A
+measure says something about the model only where it stands off that floor; `training/measures.py`
+has them.
 
 The reward itself is put to the test as well, with every way to cheat of `evaluation/probes.py`: the
 reward model's cosine alone, and the reward of an answer as the phase rl would compose it.
 """
 
 import functools
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,26 +19,29 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from empathy_jax import chain_of_empathy, files, resources, sharding
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pairs
-from empathy_jax.evaluation import probes, report, text_metrics
-from empathy_jax.evaluation.calibration import mean_and_error
+from empathy_jax.evaluation import probes, report, safety_table
+from empathy_jax.evaluation.metrics import resampling, tokens
+from empathy_jax.evaluation.metrics.catalogue import MEASURES
 from empathy_jax.metric_writer import Progress
-from empathy_jax.rl import rewards
-from empathy_jax.training import common, completions, inputs, reward_terms
+from empathy_jax.training import common, completions, inputs, measures, model_card, reward_terms
 from empathy_jax.training import workdir as workdirs
-from empathy_jax.training.scorer import Scorer, find_scorer
+from empathy_jax.training.scorer import Scorer
 
 # Batches of the engine per write: a killed run loses no more than these.
 BATCHES_PER_WRITE = 2
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """The phase: `generations.jsonl`, then `scores.json` and `report.html`; resumes if killed."""
+    """The phase: `generations.jsonl`, then scores, values and `report.html`; resumes if killed.
+
+    `values.jsonl` has the measures of each generation, `references.jsonl` the questions with what
+    people answered: with them a folder can be compared with others (`evaluation.compare`).
+    """
     began = time.monotonic()
     folder = workdirs.open_phase(workdir, "evaluate", config)
     if (summary := workdirs.finished(folder)) is not None:
@@ -46,29 +51,48 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     model = common.load_policy(config, workdir, layout)
     questions = read_test_questions(config, folder, model)
     common.announce("evaluate", model, {"test": questions})
-    scorer = find_scorer(config, workdir, layout)
+    judges = measures.load_judges(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, sigterm)
-        measures, per_row = score(rows, questions, scorer, config)
-        probed = probe(questions, scorer, config) if scorer is not None else {}
+        table, per_row, wins = measures.score(rows, questions, judges, config)
+        probed = probe(questions, judges.scorer, config) if judges.scorer is not None else {}
 
     scores = {
         "model": init,
         "questions": len(questions),
         "completions": len(rows),
+        "references": sum(len(record["answers"]) for record in questions),
         "chain": count_chains(rows),
-        "measures": measures,
+        "measures": table,
+        "wins": wins,
+        "safety": safety_table.describe(questions, rows),
+        "tokenizations": tokens.describe(),
+        "intervals": resampling.INTERVALS,
+        "judges": measures.describe(judges, config),
         "probes": probed,
     }
+    files.write_jsonl(folder / "references.jsonl", questions)
+    files.write_jsonl(
+        folder / "values.jsonl",
+        (
+            {"id": row["id"], "sample": row["sample"], "values": values}
+            for row, values in zip(rows, per_row, strict=True)
+        ),
+    )
     files.write_json(folder / "scores.json", scores)
-    references = {record["id"]: _best_reference(record) for record in questions}
+    references = {record["id"]: [a["text"] for a in record["answers"]] for record in questions}
     cases = [
-        {**rows[index], "reference": references[rows[index]["id"]], "measures": per_row[index]}
+        {**rows[index], "references": references[rows[index]["id"]], "measures": per_row[index]}
         for index in report.choose_cases(rows, config.seed)
     ]
-    files.write_text(folder / "report.html", report.render(scores, cases))
+    lengths = {
+        "model": [row["characters"] for row in per_row if row["characters"] is not None],
+        "people": [len(tokens.characters(text)) for own in references.values() for text in own],
+    }
+    page = report.render(scores, cases, _curves(init, workdir), _settings(folder), lengths)
+    files.write_text(folder / "report.html", page)
     print(f"[evaluate] the report: {folder / 'report.html'}", flush=True)
-    figures = [_figure(name, entry) for name, entry in measures.items()]
+    figures = [_figure(name, table[name]) for name in table if MEASURES[name].headline]
     return workdirs.finish(folder, "evaluate", began, figures, model=init)
 
 
@@ -138,78 +162,6 @@ def generate(
     return rows
 
 
-def score(
-    rows: Sequence[dict],
-    questions: Sequence[dict],
-    scorer: Scorer | None,
-    config: ConfigDict,
-) -> tuple[dict[str, dict], list[dict[str, float | None]]]:
-    """Measures of all rows beside their floor, and the measures of each row.
-
-    Args:
-      rows: of `generate`.
-      questions: question records, each with rows.
-      scorer: the reward model; None leaves its measures out.
-      config: its seed decides which question's answers another question is given for the floor.
-
-    Returns:
-      Name to {"value", "error", "questions", "floor", "floor_error"}, means over questions with
-      standard errors, None where nothing could be measured; and name to value for each row.
-    """
-    index_of = {record["id"]: index for index, record in enumerate(questions)}
-    owners = np.array([index_of[row["id"]] for row in rows])
-    measured = {
-        "validity": np.array([row["rule"] is None for row in rows], np.float64),
-        "finished": np.array([row["finished"] for row in rows], np.float64),
-        "tokens": np.array([row["tokens"] for row in rows], np.float64),
-    }
-    table = {name: _entry(values, owners) for name, values in measured.items()}
-
-    # The answers of valid rows and those of the floor are measured together, in one batch.
-    valid = [index for index, row in enumerate(rows) if row["rule"] is None]
-    answers = [rows[index]["answer"] for index in valid]
-    floor_owners, floor_answers = floor(questions, config.seed)
-    everyone = np.concatenate([owners[valid], floor_owners]).astype(np.int64)
-    texts = [*answers, *floor_answers]
-    found = _measure_answers(questions, everyone, texts, scorer, config)
-    for name, values in found.items():
-        model_values, floor_values = values[: len(valid)], values[len(valid) :]
-        table[name] = _entry(model_values, owners[valid], floor_values, floor_owners)
-        measured[name] = np.full(len(rows), np.nan)
-        measured[name][valid] = model_values
-    for n in (1, 2):
-        table[f"distinct_{n}_all"] = {
-            **_empty_entry(),
-            "value": _known(text_metrics.distinct(_one_each(owners[valid], answers), n)),
-            "floor": _known(text_metrics.distinct(_one_each(floor_owners, floor_answers), n)),
-            "questions": len(set(owners[valid])),
-        }
-    per_row = [
-        {name: _known(float(values[index])) for name, values in measured.items()}
-        for index in range(len(rows))
-    ]
-    return {name: table[name] for name in report.MEASURES if name in table}, per_row
-
-
-def floor(questions: Sequence[dict], seed: int) -> tuple[np.ndarray, list[str]]:
-    """For each question with references, the references of another one, as if they answered it.
-
-    Returns:
-      The index of the question each text is given to, and the texts; nothing when fewer than two
-      questions have references.
-    """
-    known = [index for index, record in enumerate(questions) if record["answers"]]
-    if len(known) < 2:
-        return np.zeros(0, np.int64), []
-    others = text_metrics.derangement(len(known), seed)
-    given = [
-        (index, answer["text"])
-        for index, other in zip(known, others, strict=True)
-        for answer in questions[known[other]]["answers"]
-    ]
-    return np.array([index for index, _ in given]), [text for _, text in given]
-
-
 def probe(questions: Sequence[dict], scorer: Scorer, config: ConfigDict) -> dict[str, dict]:
     """How often each way to cheat beats the human answer of the test questions.
 
@@ -255,67 +207,24 @@ def count_chains(rows: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def _measure_answers(
-    questions: Sequence[dict],
-    owners: np.ndarray,
-    texts: list[str],
-    scorer: Scorer | None,
-    config: ConfigDict,
-) -> dict[str, np.ndarray]:
-    asked = [questions[index]["question"] for index in owners]
-    references = [[a["text"] for a in questions[index]["answers"]] for index in owners]
-    found = text_metrics.score_answers(asked, texts, references)
-    if scorer is not None and texts:
-        similarity = scorer.similarity(asked, texts)
-        passes = rewards.binary_answer(
-            similarity, reward_terms.threshold(scorer.calibration, config)
-        )
-        found |= {"similarity": similarity, "similarity_passes": passes}
-    return found
+def _curves(init: str, workdir: Path) -> dict[str, list[dict]]:
+    """Phase to its metrics.jsonl: of the runs that made the model, and of the reward model."""
+    folders = [*model_card.lineage(init)[0], workdir / "reward_model"]
+    paths = {folder.name: folder / "metrics.jsonl" for folder in folders}
+    return {name: list(files.read_jsonl(path)) for name, path in paths.items() if path.exists()}
 
 
-def _entry(
-    values: npt.ArrayLike,
-    owners: npt.ArrayLike,
-    floor_values: npt.ArrayLike = (),
-    floor_owners: npt.ArrayLike = (),
-) -> dict[str, Any]:
-    """Mean over questions and its standard error, of the model and of the floor."""
-    means = text_metrics.by_question(values, owners)
-    entry = {**_empty_entry(), "questions": means.size}
-    if means.size:
-        entry["value"], entry["error"] = mean_and_error(means)
-    floor_means = text_metrics.by_question(floor_values, floor_owners)
-    if floor_means.size:
-        entry["floor"], entry["floor_error"] = mean_and_error(floor_means)
-    return entry
-
-
-def _empty_entry() -> dict[str, Any]:
-    return {"value": None, "error": None, "questions": 0, "floor": None, "floor_error": None}
-
-
-def _one_each(owners: npt.ArrayLike, texts: Sequence[str]) -> list[str]:
-    """The first text of each owner."""
-    first: dict[int, str] = {}
-    for owner, text in zip(owners, texts, strict=True):
-        first.setdefault(int(owner), text)
-    return list(first.values())
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _best_reference(record: dict) -> str | None:
-    """The reference with the highest score, the first of equal ones."""
-    best = max(record["answers"], key=lambda answer: answer.get("score", 0), default=None)
-    return best and best["text"]
+def _settings(folder: Path) -> dict[str, dict]:
+    """The resolved config and the environment of the phase."""
+    return {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("config", "environment")
+    }
 
 
 def _figure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     figure = {
-        "name": report.MEASURES[name].label,
+        "name": MEASURES[name].label,
         "before": entry["floor"],
         "after": entry["value"],
     }

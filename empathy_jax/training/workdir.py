@@ -71,6 +71,8 @@ REMADE = {
         "summary.json",
         "resources.json",
         "scores.json",
+        "values.jsonl",
+        "references.jsonl",
         "report.html",
         "rejected.jsonl",
         "generations.jsonl",

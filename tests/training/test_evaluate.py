@@ -1,13 +1,23 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from empathy_jax import chain_of_empathy, files
+from empathy_jax import chain_of_empathy, files, sharding
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import sample
-from empathy_jax.training import common, completions, evaluate, overview, scorer, workdir
+from empathy_jax.models import decoder, encoder
+from empathy_jax.training import (
+    common,
+    completions,
+    evaluate,
+    measures,
+    overview,
+    scorer,
+    workdir,
+)
 from tests.training import run_folders
 
 
@@ -66,24 +76,32 @@ def test_scores_by_hand_beside_their_floor(run_copy, scripted):
     assert scores["chain"]["valid"] == 5
     assert scores["chain"]["rules"] == {"unclosed_L4": 5}
     assert scores["chain"]["layers"] == {"L1": 10, "L2": 10, "L3": 10, "L4": 5}
-    measures = scores["measures"]
-    assert measures["validity"]["value"] == 0.5 and measures["validity"]["error"] == 0
-    assert measures["validity"]["floor"] is None
-    assert measures["tokens"]["value"] == 10.5
+    found = scores["measures"]
+    assert found["validity"]["value"] == 0.5 and found["validity"]["error"] == 0
+    assert found["validity"]["floor"] is None
+    assert found["tokens"]["value"] == 10.5
     # The answers copy their question; what people wrote to another question does not.
-    assert measures["echo_overlap"]["value"] == 1
-    assert 0 <= measures["echo_overlap"]["floor"] < 0.1
-    assert 0.05 < measures["rouge_l_max"]["floor"] < 0.5
-    assert "similarity" not in measures and scores["probes"] == {}
+    assert found["echo_overlap"]["value"] == 1
+    assert 0 <= found["echo_overlap"]["floor"] < 0.1
+    assert 0.05 < found["rouge_l_char_max"]["floor"] < found["rouge_l_char_max"]["ceiling"]
+    assert found["layer_L4"]["value"] == found["rule_unclosed_L4"]["value"] == 0.5
+    assert "rule_missing_L1" not in found and scores["tokenizations"].keys() == {"char", "jieba"}
+    assert "similarity" not in found and scores["probes"] == {} and scores["judges"] == {}
+    assert sum(band["completions"] for band in scores["safety"].values()) == 10
     assert summary["model"] == str(root / "sft")
     figure = next(f for f in summary["figures"] if f["name"] == "echo of the question")
-    assert figure["after"] == 1 and figure["before"] == measures["echo_overlap"]["floor"]
+    assert figure["after"] == 1 and figure["before"] == found["echo_overlap"]["floor"]
 
     rows = list(files.read_jsonl(root / "evaluate" / "generations.jsonl"))
     assert [row["sample"] for row in rows] == [0, 1] * 5
     assert rows[0]["L2"] == "成因" and rows[0]["answer"] == rows[0]["question"]
     assert rows[1]["rule"] == "unclosed_L4" and rows[1]["L1"] is rows[1]["answer"] is None
     assert "10 cases" in (root / "evaluate" / "report.html").read_text(encoding="utf-8")
+    values = list(files.read_jsonl(root / "evaluate" / "values.jsonl"))
+    assert [(v["id"], v["sample"]) for v in values] == [(r["id"], r["sample"]) for r in rows]
+    assert values[0]["values"]["echo_overlap"] == 1 and values[1]["values"]["echo_overlap"] is None
+    records = list(files.read_jsonl(root / "evaluate" / "references.jsonl"))
+    assert [record["id"] for record in records] == [row["id"] for row in rows[::2]]
 
 
 def test_a_finished_evaluation_is_returned_and_not_made_again(run_copy, scripted):
@@ -181,8 +199,8 @@ def test_the_engine_and_an_untrained_model(run_copy):
     summary = evaluate.run(config, root)
     scores = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))
     assert scores["chain"]["valid"] == 0 and sum(scores["chain"]["rules"].values()) == 3
-    assert scores["measures"]["rouge_l_max"]["value"] is None
-    assert scores["measures"]["rouge_l_max"]["floor"] > 0.05
+    assert scores["measures"]["rouge_l_char_max"]["value"] is None
+    assert scores["measures"]["rouge_l_char_max"]["floor"] > 0.05
     assert all(f["after"] is None for f in summary["figures"] if "ROUGE" in f["name"])
     rows = list(files.read_jsonl(root / "evaluate" / "generations.jsonl"))
     assert all(row["tokens"] <= 8 for row in rows)
@@ -218,16 +236,18 @@ def test_reward_model_scores_answers_and_floor():
         | {"tokens": 1, "whole_layers": whole, **layers}
         for record in questions
     ]
-    measures, per_row = evaluate.score(
-        rows, questions, _Echo(), run_folders.tiny_config("evaluate")
+    judges = measures.Judges(scorer=_Echo())
+    table, per_row, wins = measures.score(
+        rows, questions, judges, run_folders.tiny_config("evaluate")
     )
-    assert measures["similarity"] == {
-        "value": 1, "error": 0, "questions": 4, "floor": 0.25, "floor_error": 0,
-    }  # fmt: skip
-    assert measures["similarity_passes"]["value"] == 1
-    assert measures["similarity_passes"]["floor"] == 0
+    entry = table["similarity"]
+    assert (entry["value"], entry["error"], entry["questions"]) == (1, 0, 4)
+    assert (entry["floor"], entry["floor_error"]) == (0.25, 0)
+    assert table["similarity_passes"]["value"] == 1
+    assert table["similarity_passes"]["floor"] == 0
     # The last question has no reference: nothing to overlap with, and no floor.
-    assert measures["rouge_l_max"]["questions"] == 3 and per_row[3]["rouge_l_max"] is None
+    assert table["rouge_l_char_max"]["questions"] == 3 and per_row[3]["rouge_l_char_max"] is None
+    assert wins["similarity"]["matrix"][0][1]["value"] == 1
 
 
 def test_the_reward_is_probed_alone_and_as_rl_composes_it():
@@ -255,7 +275,7 @@ def test_the_reward_is_probed_alone_and_as_rl_composes_it():
 def test_the_probes_reach_scores_report_and_terminal(run_copy, scripted, monkeypatch, capsys):
     root, config = run_copy
     config.reward_model.init = "given"
-    monkeypatch.setattr(evaluate, "find_scorer", lambda *_: _Echo())
+    monkeypatch.setattr(measures, "find_scorer", lambda *_: _Echo())
     overview.show_phase(root / "evaluate", {"evaluate": evaluate.run(config, root)})
     found = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))["probes"]
     assert found["cosine"]["echo"] | {"mean_gain": 0} == {
@@ -267,16 +287,38 @@ def test_the_probes_reach_scores_report_and_terminal(run_copy, scripted, monkeyp
     assert sentence in out and "under the cosine" in out and "under the reward" in out
 
 
-def test_floor_gives_each_question_the_answers_of_another():
-    questions = [
-        {"id": str(i), "question": "", "answers": [{"text": str(i)}] * count}
-        for i, count in enumerate((2, 0, 1, 3))
-    ]
-    owners, texts = evaluate.floor(questions, seed=3)
-    assert sorted(set(owners)) == [0, 2, 3] and sorted(texts) == list("002333")
-    assert all(str(owner) != text for owner, text in zip(owners, texts, strict=True))
-    owners, texts = evaluate.floor(questions[:2], seed=3)
-    assert len(owners) == 0 and texts == []
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("bertscore_model", "a decoder; name an encoder"), ("perplexity_model", "an encoder; name")],
+)
+def test_a_judge_of_the_wrong_kind_is_refused(run_copy, monkeypatch, field, message):
+    root, config = run_copy
+    config.evaluate[field] = "given"
+    kind = {"bertscore_model": decoder, "perplexity_model": encoder}[field]
+    monkeypatch.setattr(common, "load_model", lambda *_: SimpleNamespace(module=kind))
+    with pytest.raises(ValueError, match=rf"config\.evaluate\.{field} is 'given', {message}"):
+        measures.load_judges(config, root, sharding.make_layout(config.mesh))
+
+
+def test_the_judges_that_are_given_add_their_measures(run_copy, scripted):
+    """Perplexity under the policy itself; BERTScore under an encoder with fresh weights."""
+    root, config = run_copy
+    tokenizer = common.load_policy(config, root, sharding.make_layout(config.mesh)).tokenizer
+    run_folders.make_reward_run(root / "encoder", config, tokenizer)
+    config.evaluate.perplexity_model = str(root / "sft")
+    config.evaluate.bertscore_model = str(root / "encoder" / "reward_model")
+    config.evaluate.bertscore_layer, config.evaluate.samples = 1, 1
+    evaluate.run(config, root)
+    scores = json.loads((root / "evaluate" / "scores.json").read_text(encoding="utf-8"))
+    found = scores["measures"]
+    # Fresh weights find every token of the vocabulary about as likely.
+    assert found["perplexity"]["value"] == pytest.approx(352, rel=0.3)
+    assert found["perplexity"]["low"] < found["perplexity"]["value"] < found["perplexity"]["high"]
+    assert 0 < found["bertscore_f1_max"]["floor"] < 1
+    assert found["bertscore_f1_mean"]["value"] < found["bertscore_f1_max"]["value"]
+    assert scores["judges"]["bertscore"] | {"model": ""} == {
+        "model": "", "layer": 1, "most_tokens": 64,
+    }  # fmt: skip
 
 
 def test_no_test_question_and_no_model_are_refused_with_what_to_change(run_copy, tmp_path_factory):

@@ -1,10 +1,8 @@
-"""The page in a real browser. Needs a Chromium: on the path, or named by CHROMIUM."""
+"""The page in a real browser."""
 
 import contextlib
 import json
-import os
 import re
-import shutil
 import time
 
 import pytest
@@ -14,20 +12,7 @@ from empathy_jax.evaluation.ranking import page
 from tests.evaluation.ranking.small_study import HOSTILE, SYSTEMS, make_study
 from tests.evaluation.ranking.test_server import serving
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 RATER = "r001"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip(f"no Chromium: none of {NAMES} is on the path and CHROMIUM is not set")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM)
-        yield opened
-        opened.close()
 
 
 @contextlib.contextmanager
