@@ -153,7 +153,10 @@ def activation_axes(axes: Sequence[str | None], shape: Sequence[int]) -> list[tu
       shape: of the activation.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    known = ((axis, tuple(n for n in names if n in mesh.shape)) for axis, names in ACTIVATION_RULES)
+    cutting = {name for name, size in mesh.shape.items() if size > 1}
+    known = (
+        (axis, tuple(name for name in names if name in cutting)) for axis, names in ACTIVATION_RULES
+    )
     return _mesh_axes(axes, shape, Layout(mesh, tuple(known)))
 
 

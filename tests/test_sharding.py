@@ -76,15 +76,15 @@ def test_activations_by_hand():
         return sharding.activation_axes(names, sizes)
 
     with jax.set_mesh(_layout(1, 2, 2, sequence=2).mesh):
-        # Rows over data and fsdp, so that fsdp is used up and the vocabulary has tensor alone.
+        # Rows over fsdp, so that it is used up and the vocabulary has tensor alone.
         assert axes(("batch", 4), ("length", 8), ("vocab", 64)) == [
-            ("data", "fsdp"),
+            ("fsdp",),
             ("sequence",),
             ("tensor",),
         ]
         assert axes(("vocab", 64), (None, 16)) == [("tensor", "fsdp"), ()]
         assert axes(("batch", 3), ("residual", 8), (None, 16)) == [
-            ("data",),
+            (),
             ("sequence", "tensor"),
             (),
         ]
