@@ -219,6 +219,8 @@ class Attention(nn.Module):
         q = Linear(config, "D", "NH", q_shape, config.qkv_bias, name="q")(x)
         k = Linear(config, "D", "KH", kv_shape, config.qkv_bias, name="k")(x)
         v = Linear(config, "D", "KH", kv_shape, config.qkv_bias, name="v")(x)
+        # Norms and rotations work within a head, so that they run where attention does.
+        q, k, v = (sharding.constrain(x, "batch", "length", "heads", None) for x in (q, k, v))
         if config.qk_norm:
             q = RmsNorm(config, name="q_norm")(q)
             k = RmsNorm(config, name="k_norm")(k)
@@ -264,8 +266,9 @@ class Mlp(nn.Module):
         wide, narrow = (config.width, config.mlp_width), (config.mlp_width, config.width)
         gate = Linear(config, "D", "F", wide, config.mlp_bias, name="gate")(x)
         up = Linear(config, "D", "F", wide, config.mlp_bias, name="up")(x)
+        gate, up = (sharding.constrain(x, "batch", "length", "mlp") for x in (gate, up))
         down = Linear(config, "F", "D", narrow, config.mlp_bias, name="down")
-        return down(sharding.constrain(_swish_gate(gate, up), "batch", "length", "mlp"))
+        return down(_swish_gate(gate, up))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -190,6 +190,7 @@ class Attention(nn.Module):
         q = Linear(config, "D", "NH", shape, use_bias=True, name="q")(queries)
         k = Linear(config, "D", "NH", shape, use_bias=True, name="k")(x)
         v = Linear(config, "D", "NH", shape, use_bias=True, name="v")(x)
+        q, k, v = (sharding.constrain(x, "batch", "length", "heads", None) for x in (q, k, v))
         out = Linear(config, "NH", "D", (*shape[1:], width), use_bias=True, name="out")
         return out(attention(q, k, v, mask))
 

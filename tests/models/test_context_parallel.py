@@ -45,7 +45,8 @@ def test_splash_attention_of_queries_that_were_dealt():
 def test_a_long_row_holds_no_square_of_scores():
     """32k tokens on 4 devices: forward and backward in a hundredth of one head's scores."""
     length, heads = 32_768, 1
-    row = jax.ShapeDtypeStruct((1, length, heads, 16), jnp.float32)
+    # Heads of 12 do not suit splash attention, whose mask takes seconds to prepare.
+    row = jax.ShapeDtypeStruct((1, length, heads, 12), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
     def loss(q, k, v, ids):
