@@ -168,7 +168,7 @@ async def _events(
         while unfinished:
             for happened in await inbox.get():
                 if isinstance(happened, Failed):
-                    raise _failed(happened)
+                    raise failed(happened.reason)
                 if happened.sample in unfinished:
                     text = texts[happened.sample]
                     for what in _heard(text, happened):
@@ -197,8 +197,8 @@ def _heard(text: SampleText, happened: Tokens) -> list[Delta | Ended]:
     return [*deltas, Ended(reason, chain, verdict.rule, text.tokens)]
 
 
-def _failed(happened: Failed) -> Refused:
-    if happened.reason == "deadline":
-        return Refused(408, "the request was not done by its deadline", "deadline")
-    after = {"Retry-After": "5"}
-    return Refused(503, "the server is going down", happened.reason, headers=after)
+def failed(reason: str) -> Refused:
+    """The answer to a request that nothing more will come of; see `worker.Failed`."""
+    if reason == "deadline":
+        return Refused(408, "the request was not done by its deadline", reason)
+    return Refused(503, "the server is going down", reason, headers={"Retry-After": "5"})

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from empathy_jax.serving import chat, protocol
 from empathy_jax.serving.protocol import EmbeddingRequest, Refused, ScoreRequest
-from empathy_jax.serving.worker import Full, Worker
+from empathy_jax.serving.worker import Full, Over, Worker
 from empathy_jax.training import reward_terms
 from empathy_jax.training.scorer import Scorer
 
@@ -103,5 +103,7 @@ async def _in_turns(rewards: Rewards, calls: list[Callable[[], Any]]) -> list[An
             return [await asyncio.wrap_future(rewards.worker.call(call)) for call in calls]
     except Full as full:
         raise chat.too_many(full) from full
+    except Over as over:
+        raise chat.failed(str(over)) from over
     except TimeoutError as error:
-        raise Refused(408, "the request was not done by its deadline", "deadline") from error
+        raise chat.failed("deadline") from error

@@ -53,6 +53,10 @@ class Full(Exception):
         self.retry_after = retry_after
 
 
+class Over(Exception):
+    """A call that will not be run, as `Failed` says of a request."""
+
+
 @dataclasses.dataclass(eq=False)
 class Job:
     """A request for samples of one prompt.
@@ -147,6 +151,9 @@ class Worker:
     def call(self, function: Callable[[], Any]) -> Future:
         """Runs a function in the thread that owns the device.
 
+        Returns:
+          A future of its result; `Over` when the worker has ended.
+
         Raises:
           Full: when as many wait as may.
         """
@@ -188,7 +195,9 @@ class Worker:
                 self._fail(job, reason)
             while self._calls:
                 self.release(1)
-                self._calls.popleft()[0].cancel()
+                future, _ = self._calls.popleft()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(Over(reason))
             if self._closing:
                 return
             self._commands.get()()

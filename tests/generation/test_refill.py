@@ -194,8 +194,7 @@ def test_limits_cut_each_prompts_completions(params, config, whole):
 
 COMPILED = (
     decode_loop.decode_segment, decode_loop.prefill, weights_lib.prepare, caches.empty,
-    caches.place, caches.resize, caches.spread, caches.take_row, caches.put_row,
-    caches.widen_prompts,
+    caches._place, caches._resize, caches.spread, caches.take_row, caches.put_row, caches._widen,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.training import run_folders, tiny_runs
 
 FIELDS = {
-    "data.max_prompt_tokens": 120,
+    "data.max_prompt_tokens": 90,
     "data.max_completion_tokens": 100,
     "sampling.rows": 4,
     "sampling.top_p": 1.0,
@@ -31,7 +31,7 @@ FIELDS = {
 def workdir(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     config = run_folders.tiny_config("serve")
-    config.model.max_positions = 256
+    config.model.vocab_size = 512  # short prompts: the system prompt has few tokens
     texts = [system_prompt("zh"), "user assistant 我很累"] * 20
     policy = run_folders.make_policy_run(root, config, texts)
     run_folders.make_reward_run(root, config, policy.tokenizer)

@@ -14,6 +14,7 @@ import pytest
 from empathy_jax import chain_of_empathy
 from empathy_jax.serving import limits
 from empathy_jax.serving.chat import _ENCODER
+from empathy_jax.serving.worker import Over
 from tests.serving.served import CHAIN, MODEL, ScriptedBatch, make_tokenizer, serve
 
 QUESTION = [{"role": "user", "content": "我最近总是睡不着"}]
@@ -392,6 +393,8 @@ def test_an_error_of_the_servers_own_says_nothing_and_is_counted(served, batch, 
     assert status == 503 and secret not in raw.decode()
     assert served.metrics.total("failures") == 1
     assert served.worker.failure is not None
+    with pytest.raises(Over, match="broken"):
+        served.worker.call(lambda: 1).result(10)
     assert post(served, "/v1/chat/completions", body())[0] == 503
     connection = http.client.HTTPConnection("127.0.0.1", served.port)
     connection.request("GET", "/health")
