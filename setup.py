@@ -43,6 +43,7 @@ setup(
         "openpyxl>=3.1",  # xlsx
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
+        "pandas>=2.2",  # hash tables for n-grams; datasets asks for it too
         "pyarrow>=20",
         "pyyaml>=6",
         "rapidfuzz>=3.14",  # longest common subsequences, many at a time
