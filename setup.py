@@ -35,6 +35,7 @@ setup(
         "jax>=0.10.2",
         "jaxtyping>=0.3",
         "jinja2>=3.1",  # transformers renders chat templates with it, and does not ask for it
+        "markupsafe>=3",  # plots are markup, and texts are not; jinja2 asks for it too
         "matplotlib>=3.10",
         "ml-collections>=1.1",
         "numpy>=2",
