@@ -35,6 +35,7 @@ setup(
         "jax>=0.10.2",
         "jaxtyping>=0.3",
         "jinja2>=3.1",  # transformers renders chat templates with it, and does not ask for it
+        "markupsafe>=3",  # plots are markup, and texts are not; jinja2 asks for it too
         "matplotlib>=3.10",
         "ml-collections>=1.1",
         "numpy>=2",
@@ -43,6 +44,7 @@ setup(
         "openpyxl>=3.1",  # xlsx
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<0.13",  # the v1 API was renamed in 0.12 and moves in 1.0
+        "pandas>=2.2",  # hash tables for n-grams; datasets asks for it too
         "prometheus-client>=0.22",  # what the server counts
         "pyarrow>=20",
         "pydantic>=2.10",  # the server's requests

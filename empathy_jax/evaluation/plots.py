@@ -43,7 +43,7 @@ _SETTINGS = {
 
 
 def curves(
-    title: str, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], unit: str = ""
+    title: str, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]
 ) -> Markup | None:
     """Lines of metrics over steps; None where no row has any of them.
 
@@ -51,7 +51,6 @@ def curves(
       title: of the plot.
       rows: of metrics.jsonl, each with `step`; a metric is drawn where it is there and finite.
       metrics: name in the rows to label.
-      unit: of the vertical axis.
     """
     lines = {}
     for name, label in metrics.items():
@@ -67,7 +66,7 @@ def curves(
             axes.plot(
                 *zip(*points, strict=True), color=colour, label=label, marker=marker, ms=3, lw=1.4
             )
-        axes.set(xlabel="step", ylabel=unit)
+        axes.set(xlabel="step", ylabel=next(iter(lines)) if len(lines) == 1 else "")
         if len(lines) > 1:
             axes.legend(fontsize=8)
 

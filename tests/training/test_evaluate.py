@@ -2,12 +2,14 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import markupsafe
 import numpy as np
 import pytest
 
 from empathy_jax import chain_of_empathy, files, sharding
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import sample
+from empathy_jax.evaluation import plots
 from empathy_jax.models import decoder, encoder
 from empathy_jax.training import (
     common,
@@ -19,6 +21,12 @@ from empathy_jax.training import (
     workdir,
 )
 from tests.training import run_folders
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """They have tests of their own."""
+    monkeypatch.setattr(plots, "_svg", lambda *_: markupsafe.Markup("<svg></svg>"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +91,8 @@ def test_scores_by_hand_beside_their_floor(run_copy, scripted):
     # The answers copy their question; what people wrote to another question does not.
     assert found["echo_overlap"]["value"] == 1
     assert 0 <= found["echo_overlap"]["floor"] < 0.1
-    assert 0.05 < found["rouge_l_char_max"]["floor"] < found["rouge_l_char_max"]["ceiling"]
+    assert 0.05 < found["rouge_l_char_max"]["floor"] < 0.5
+    assert 0.05 < found["rouge_l_char_max"]["ceiling"] < 0.5
     assert found["layer_L4"]["value"] == found["rule_unclosed_L4"]["value"] == 0.5
     assert "rule_missing_L1" not in found and scores["tokenizations"].keys() == {"char", "jieba"}
     assert "similarity" not in found and scores["probes"] == {} and scores["judges"] == {}

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse, special
 
 from empathy_jax.evaluation.metrics.overlap import Floats
-from empathy_jax.evaluation.metrics.tokens import Ints, Tokens
+from empathy_jax.evaluation.metrics.tokens import Ints, Tokens, number
 
 HALVES = 100  # half-samples of questions behind an interval
 _PART = 3  # equal length is this part of the shortest: a half-sample holds that much
@@ -33,7 +33,7 @@ def ngrams(tokens: Tokens, n: int, numbers: dict[int, Ints] | None = None) -> tu
 def _numbers(ids: Ints, n: int, known: dict[int, Ints]) -> Ints:
     """A number for the n ids from each place on, equal where they are; at the end it means nothing.
 
-    It is made of the numbers of both halves, so that few sorts are needed.
+    It is made of the numbers of both halves, so that few passes are needed.
     """
     if n == 1:
         return ids
@@ -43,7 +43,7 @@ def _numbers(ids: Ints, n: int, known: dict[int, Ints]) -> Ints:
         following = np.zeros_like(ids)
         following[: max(len(ids) - half, 0)] = second[half:]
         joined = first * (int(second.max(initial=0)) + 1) + following
-        known[n] = np.unique(joined, return_inverse=True)[1]
+        known[n] = number(joined)
     return known[n]
 
 

@@ -16,7 +16,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 from scipy import sparse
 
-from empathy_jax.evaluation.metrics.tokens import Ints, Tokens
+from empathy_jax.evaluation.metrics.tokens import Ints, Tokens, number
 
 Floats = NDArray[np.float64]
 BLEU_ORDER = 4
@@ -74,7 +74,8 @@ def ngram_counts(tokens: Tokens, order: int) -> list[sparse.csr_matrix]:
             fits = places + n <= ends[places]
             places, grams = places[fits], grams[fits]
             grams = grams * tokens.vocabulary + tokens.ids[places + n - 1]
-        _, grams, times = np.unique(grams, return_inverse=True, return_counts=True)
+        grams = number(grams)
+        times = np.bincount(grams)
         # What stands once has no longer n-gram that stands twice.
         kept = times[grams] > 1
         places, grams = places[kept], grams[kept]
@@ -251,10 +252,10 @@ def _alignable(tokens: Tokens) -> sparse.csr_matrix:
     sizes = np.unique(groups, return_counts=True)[1]
     from_end = np.empty(len(groups), np.int64)
     from_end[order] = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(groups))
-    keys = np.unique(tokens.ids * (from_end.max(initial=0) + 1) + from_end, return_inverse=True)
+    keys = number(tokens.ids * (from_end.max(initial=0) + 1) + from_end)
     places = np.arange(len(groups)) - tokens.starts[rows] + 1
-    shape = (len(tokens.starts) - 1, len(keys[0]))
-    return sparse.csr_matrix((places.astype(np.int32), (rows, keys[1])), shape=shape)
+    shape = (len(tokens.starts) - 1, int(keys.max(initial=-1)) + 1)
+    return sparse.csr_matrix((places.astype(np.int32), (rows, keys)), shape=shape)
 
 
 def _alignment(

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import rjieba
 from numpy.typing import NDArray
 
@@ -73,12 +74,20 @@ def tokenize(texts: Sequence[str], tokenization: str) -> Tokens:
 def from_strings(texts: Sequence[str]) -> Tokens:
     """Texts whose tokens are their characters."""
     points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
-    known, ids = np.unique(points, return_inverse=True)
-    return Tokens(ids.astype(np.int64), _starts(texts), len(known))
+    ids = number(points.astype(np.int64))
+    return Tokens(ids, _starts(texts), int(ids.max(initial=-1)) + 1)
 
 
 def _starts(cut: Sequence[Sequence[str]]) -> Ints:
     return np.concatenate([[0], np.cumsum([len(tokens) for tokens in cut])]).astype(np.int64)
+
+
+def number(values: Ints) -> Ints:
+    """Numbers from 0 up for the different values, in the order of first sight.
+
+    By pandas' hash table: sorting millions of n-grams takes three times as long.
+    """
+    return pd.factorize(values)[0]
 
 
 def describe() -> dict[str, str]:
