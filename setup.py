@@ -39,7 +39,7 @@ setup(
         "matplotlib>=3.10",
         "ml-collections>=1.1",
         "numpy>=2",
-        "openai>=3,<4",  # the teacher's protocol
+        "openai>=3,<4",  # the protocol of teachers and judges
         "OpenCC>=1.4",  # simplified and traditional characters
         "openpyxl>=3.1",  # xlsx
         "optax>=0.2.8",

@@ -24,6 +24,7 @@ FLOORS = (
     ("data",),
     ("corpus",),
     ("chain_of_empathy",),
+    ("endpoint",),
     (
         "checkpoint",
         "chips",

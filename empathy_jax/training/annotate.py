@@ -7,10 +7,12 @@ from ml_collections import ConfigDict
 
 from empathy_jax.corpus import annotate, readers
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotation import reporting, teacher
-from empathy_jax.corpus.annotation.journal import Prices
+from empathy_jax.corpus.annotation import reporting
 from empathy_jax.corpus.annotation.judging import Limits
-from empathy_jax.corpus.annotation.teacher import Endpoint
+from empathy_jax.endpoint import client
+from empathy_jax.endpoint.client import Endpoint
+from empathy_jax.endpoint.conversations import Terms
+from empathy_jax.endpoint.journal import Prices
 from empathy_jax.metric_writer import Progress
 from empathy_jax.training import inputs
 from empathy_jax.training import workdir as workdirs
@@ -38,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     done = summary is not None and summary["limit"] == wanted and not _open(summary)
     if not done:
         # Before config.json is written, which would hold a key given in place of its variable.
-        teacher.api_key(settings.endpoint)
+        client.api_key(settings.terms.endpoint)
     folder = workdirs.open_phase(workdir, "annotate", config)
     if done:
         return summary
@@ -47,9 +49,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     questions = questions[:wanted] if wanted else questions
     progress = Progress("annotate", len(questions), every=config.log.every)
     print(
-        f"[annotate] {len(questions)} questions for {settings.endpoint.model} at"
-        f" {settings.endpoint.base_url}; budget {settings.max_tokens:,} tokens,"
-        f" {settings.max_money:g} in money",
+        f"[annotate] {len(questions)} questions for {settings.terms.endpoint.model} at"
+        f" {settings.terms.endpoint.base_url}; budget {settings.terms.max_tokens:,} tokens,"
+        f" {settings.terms.max_money:g} in money",
         flush=True,
     )
     with workdirs.watch_sigterm() as received:
@@ -73,24 +75,28 @@ def _open(summary: dict) -> int:
 def make_settings(config: ConfigDict) -> Settings:
     """The settings that `config.annotate` and `config.data.language` ask for."""
     values = config.annotate
+    endpoint = Endpoint(
+        base_url=values.base_url,
+        model=values.model,
+        api_key_env=values.api_key_env,
+        timeout=values.timeout,
+        max_completion_tokens=values.max_completion_tokens,
+        token_limit_field=values.token_limit_field,
+        extra_body=values.extra_body,
+        option="config.annotate.{}".format,
+    )
     return Settings(
-        endpoint=Endpoint(
-            base_url=values.base_url,
-            model=values.model,
-            api_key_env=values.api_key_env,
-            timeout=values.timeout,
-            max_completion_tokens=values.max_completion_tokens,
-            token_limit_field=values.token_limit_field,
-            extra_body=values.extra_body,
+        terms=Terms(
+            endpoint=endpoint,
+            prices=Prices(values.prompt_price, values.completion_price),
+            max_tokens=values.max_tokens,
+            max_money=values.max_money,
+            concurrency=values.concurrency,
+            retries=values.retries,
+            backoff=values.backoff,
+            max_failures=values.max_failures,
         ),
         language=config.data.language,
-        prices=Prices(values.prompt_price, values.completion_price),
-        max_tokens=values.max_tokens,
-        max_money=values.max_money,
-        concurrency=values.concurrency,
-        retries=values.retries,
-        backoff=values.backoff,
-        max_failures=values.max_failures,
         limits=Limits(
             min_layer=values.min_layer_characters,
             max_layer=values.max_layer_characters,

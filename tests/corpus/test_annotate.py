@@ -1,5 +1,6 @@
 """Annotation against a real server in its own process, with every fault that endpoints have."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import annotate as annotating
 from empathy_jax.corpus import records
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotation import journal, prompts
-from empathy_jax.corpus.annotation.journal import Prices
+from empathy_jax.corpus.annotation import prompts
 from empathy_jax.corpus.annotation.judging import Limits
-from empathy_jax.corpus.annotation.teacher import Endpoint
+from empathy_jax.endpoint import journal
+from empathy_jax.endpoint.client import Endpoint
+from empathy_jax.endpoint.conversations import Terms
+from empathy_jax.endpoint.journal import Prices
 from tests.corpus import teacher_server
 from tests.corpus.teacher_server import ROOT
 
@@ -53,6 +56,7 @@ def _questions(texts):
 
 def _settings(server, **changes):
     endpoint = {"timeout": 5.0, "max_completion_tokens": 500, "api_key_env": KEY_VARIABLE}
+    endpoint["option"] = "config.annotate.{}".format
     endpoint |= {name: changes.pop(name) for name in list(changes) if name in _ENDPOINT}
     endpoint = {"base_url": server.base_url, "model": teacher_server.MODEL} | endpoint
     values = {
@@ -62,7 +66,9 @@ def _settings(server, **changes):
         "concurrency": 4,
         "retries": 2,
     }
-    return Settings(Endpoint(**endpoint), "zh", PRICES, **(values | changes))
+    limits = {"limits": changes.pop("limits")} if "limits" in changes else {}
+    terms = Terms(Endpoint(**endpoint), PRICES, **(values | changes))
+    return Settings(terms, "zh", **limits)
 
 
 _ENDPOINT = {field for field in Endpoint.__dataclass_fields__}
@@ -337,11 +343,13 @@ import json, sys
 from pathlib import Path
 from empathy_jax.corpus import annotate, records
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotation.journal import Prices
-from empathy_jax.corpus.annotation.teacher import Endpoint
+from empathy_jax.endpoint.client import Endpoint
+from empathy_jax.endpoint.conversations import Terms
+from empathy_jax.endpoint.journal import Prices
 folder, url, model, key, texts = json.loads(sys.argv[1])
 questions = [records.question_record(text, [], "test") for text in texts]
-settings = Settings(Endpoint(url, model, key), "zh", Prices(1.0, 2.0), 10**6, 10.0, concurrency=4)
+terms = Terms(Endpoint(url, model, key), Prices(1.0, 2.0), 10**6, 10.0, concurrency=4)
+settings = Settings(terms, "zh")
 annotate.annotate(questions, Path(folder), settings)
 """
 
@@ -417,7 +425,7 @@ def test_two_runs_do_not_share_a_folder(server, tmp_path):
         while not server.requests():
             assert process.poll() is None
             time.sleep(0.02)
-        with pytest.raises(ValueError, match="another process is annotating"):
+        with pytest.raises(ValueError, match="another process is writing"):
             _annotate(server, tmp_path, _letters(1))
     finally:
         process.kill()
@@ -500,7 +508,7 @@ def test_an_empty_variable_is_refused_before_any_request(server, tmp_path, monke
         ({"extra_body": "{"}, "extra_body is not JSON"),
         ({"extra_body": '{"stream": true}'}, "without stream"),
         ({"extra_body": '{"model": "x"}'}, r"'model': config\.annotate\.model sets"),
-        ({"extra_body": '{"messages": []}'}, r"'messages': config\.data\.questions"),
+        ({"extra_body": '{"messages": []}'}, "'messages': the run itself sets"),
         ({"extra_body": '{"max_tokens": 9}'}, r"'max_tokens': config\.annotate\.max_completion_t"),
         (
             {"extra_body": '{"max_completion_tokens": 9}'},
@@ -539,7 +547,8 @@ def test_settings_that_cannot_work_are_refused(server, tmp_path, changes, words)
 
 def test_missing_prices_are_refused(server, tmp_path):
     settings = _settings(server)
-    settings = Settings(settings.endpoint, "zh", Prices(-1.0, 0.0), 10**6, 1.0)
+    terms = dataclasses.replace(settings.terms, prices=Prices(-1.0, 0.0))
+    settings = dataclasses.replace(settings, terms=terms)
     with pytest.raises(ValueError, match=r"prompt_price is -1\.0; give the price of a million"):
         annotating.annotate(_questions(_letters(1)), tmp_path, settings)
 

@@ -10,9 +10,10 @@ import pytest
 from empathy_jax import chain_of_empathy
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import readers
-from empathy_jax.corpus.annotation import judging, prompts, teacher
+from empathy_jax.corpus.annotation import judging, prompts
 from empathy_jax.corpus.annotation.judging import Limits
-from empathy_jax.corpus.annotation.teacher import Reply
+from empathy_jax.endpoint import client
+from empathy_jax.endpoint.client import Reply
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FIELDS = (*chain_of_empathy.LAYERS, "answer")
@@ -119,10 +120,10 @@ def test_the_fingerprint_follows_the_words(monkeypatch):
 def test_retry_after_in_seconds_and_as_a_date():
     now = 1_700_000_000.0
     date = email.utils.formatdate(now + 90, usegmt=True)
-    assert teacher.retry_after("2.5", now) == 2.5
-    assert teacher.retry_after(date, now) == 90.0
-    assert teacher.retry_after(email.utils.formatdate(now - 5, usegmt=True), now) == 0.0
-    assert [teacher.retry_after(value, now) for value in (None, "soon", "nan")] == [None] * 3
+    assert client.retry_after("2.5", now) == 2.5
+    assert client.retry_after(date, now) == 90.0
+    assert client.retry_after(email.utils.formatdate(now - 5, usegmt=True), now) == 0.0
+    assert [client.retry_after(value, now) for value in (None, "soon", "nan")] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -133,12 +134,12 @@ def test_retry_after_in_seconds_and_as_a_date():
 )  # fmt: skip
 def test_a_body_that_is_no_completion_is_refused(body):
     with pytest.raises(ValueError, match="not a chat completion"):
-        teacher.read_body(body, 0.1)
+        client.read_body(body, 0.1)
 
 
 def test_usage_may_be_missing_or_nonsense():
     value = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
-    reply = teacher.read_body(json.dumps(value).encode(), 0.1234567)
+    reply = client.read_body(json.dumps(value).encode(), 0.1234567)
     assert reply == Reply("a", "stop", "", None, None, 0.123)
     value["usage"] = {"prompt_tokens": -1, "completion_tokens": "7"}
-    assert teacher.read_body(json.dumps(value).encode(), 0.1).prompt_tokens is None
+    assert client.read_body(json.dumps(value).encode(), 0.1).prompt_tokens is None

@@ -12,8 +12,9 @@ from configs import annotate as annotate_config
 from empathy_jax import files, main
 from empathy_jax.corpus import readers
 from empathy_jax.corpus.annotate import Settings
-from empathy_jax.corpus.annotation.journal import Prices
-from empathy_jax.corpus.annotation.teacher import Endpoint
+from empathy_jax.endpoint.client import Endpoint
+from empathy_jax.endpoint.conversations import Terms
+from empathy_jax.endpoint.journal import Prices
 from empathy_jax.training import annotate as phase
 from tests.conftest import ROOT
 from tests.corpus import teacher_server
@@ -252,5 +253,6 @@ def test_the_config_has_the_defaults_of_a_run():
         "annotate.completion_price": 2.0,
     }
     made = phase.make_settings(_config(required))
-    endpoint = Endpoint("http://host/v1", "m")
-    assert made == Settings(endpoint, "zh", Prices(1.0, 2.0), made.max_tokens, made.max_money)
+    budget = made.terms.max_tokens, made.terms.max_money
+    terms = Terms(Endpoint("http://host/v1", "m"), Prices(1.0, 2.0), *budget)
+    assert made == Settings(terms, "zh")

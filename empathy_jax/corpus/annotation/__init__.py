@@ -1,1 +1,1 @@
-"""Chains by a teacher: its prompts and endpoint, the journal, the judgement, the report."""
+"""Chains by a teacher: its prompts, the judgement of its replies, the report."""

@@ -7,8 +7,8 @@ import unicodedata
 from empathy_jax import chain_of_empathy
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import records
-from empathy_jax.corpus.annotation.teacher import Reply
 from empathy_jax.corpus.records import Record
+from empathy_jax.endpoint.client import Reply
 from empathy_jax.overlap import ngram_overlap
 
 REASONS = (

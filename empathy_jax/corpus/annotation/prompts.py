@@ -1,24 +1,14 @@
 """What a teacher model is asked: the one place of its instructions, in Chinese and in English.
 
-The letter is data. In the copy that is sent, every angle and square bracket is replaced by a
-bracket that no vocabulary uses (〈 〉 〔 〕, stable under NFKC), so no control token of any model
-and no tag of the chain can be formed; and the letter stands between two marks that hold a hash of
-its text, so that no letter can contain its own end.
+The letter is data, sent without brackets and between two marks (see `endpoint.quoting`): it can
+form no control token of any model and no tag of the chain.
 """
 
 from empathy_jax import chain_of_empathy
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.corpus import records
-
-Message = dict[str, str]
-
-# Both the ASCII forms and those that NFKC, which some tokenizers apply, would turn into them.
-_NEUTRAL = str.maketrans(
-    dict.fromkeys("<＜﹤", "〈")
-    | dict.fromkeys(">＞﹥", "〉")
-    | dict.fromkeys("[［", "〔")
-    | dict.fromkeys("]］", "〕")
-)
+from empathy_jax.endpoint import quoting
+from empathy_jax.endpoint.client import Message
 
 _FORM = {
     "zh": Chain(
@@ -119,7 +109,7 @@ def messages(question: str, language: str) -> list[Message]:
     system = _SYSTEM[language].format(task=task, form=chain_of_empathy.render(_FORM[language]))
     mark = records.content_id(question)
     begin, end = (text.format(mark) for text in _MARKS[language])
-    user = _USER[language].format(begin=begin, letter=neutral(question), end=end)
+    user = _USER[language].format(begin=begin, letter=quoting.neutral(question), end=end)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
@@ -145,11 +135,6 @@ def repair_messages(
         {"role": "assistant", "content": broken or _NOTHING[language]},
         {"role": "user", "content": _REPAIR[language].format(fault=fault)},
     ]
-
-
-def neutral(text: str) -> str:
-    """The text with brackets that can form neither a tag nor a control token."""
-    return text.translate(_NEUTRAL)
 
 
 def fingerprint(language: str) -> str:

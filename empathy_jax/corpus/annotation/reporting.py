@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from empathy_jax import chain_of_empathy, files
-from empathy_jax.corpus.annotation import journal, judging, prompts
+from empathy_jax.corpus.annotation import judging, prompts
+from empathy_jax.endpoint import journal
 
 if TYPE_CHECKING:
     from empathy_jax.corpus.annotate import Settings
@@ -40,7 +41,7 @@ def report(
     answered = [event for event in events if event["event"] == "answered"]
     names = (*chain_of_empathy.LAYERS, "answer")
     return {
-        "teacher": settings.endpoint.model,
+        "teacher": settings.terms.endpoint.model,
         "language": settings.language,
         "prompt": prompts.fingerprint(settings.language),
         "questions": {
@@ -60,8 +61,8 @@ def report(
             if reject["detail"] and reject["reason"] != "model_error"
         ),
         "requests": _requests(events),
-        "tokens": _tokens(events) | {"limit": settings.max_tokens},
-        "money": _money(events) | {"limit": settings.max_money},
+        "tokens": _tokens(events) | {"limit": settings.terms.max_tokens},
+        "money": _money(events) | {"limit": settings.terms.max_money},
         "latency_seconds": quantiles([event["seconds"] for event in answered]),
         "characters": {name: quantiles([len(c[name]) for c in chains]) for name in names},
         "echo": quantiles([judging.echo(c["question"], c["answer"]) for c in chains]),

@@ -32,12 +32,13 @@ class Ballots:
 
     Attributes:
       rater: [V] index into `raters`.
-      item: [V] index of the question.
+      item: [V] index into `questions`.
       ranks: dimension to places [V, S].
     """
 
     systems: tuple[str, ...]
     raters: tuple[str, ...]
+    questions: tuple[str, ...]
     rater: NDArray[np.int64]
     item: NDArray[np.int64]
     ranks: Mapping[str, Floats]
@@ -120,13 +121,13 @@ def unblind(
         name: np.array([_places(secret, vote, name, systems) for _, secret, vote in chosen])
         for name in public["dimensions"]
     }
+    item = [items.setdefault(secret["question"], len(items)) for _, secret, _ in chosen]
     return Ballots(
         tuple(key["systems"]),
         raters,
+        tuple(items),
         np.array([raters.index(rater) for rater, _, _ in chosen], np.int64),
-        np.array(
-            [items.setdefault(secret["question"], len(items)) for _, secret, _ in chosen], np.int64
-        ),
+        np.array(item, np.int64),
         {name: values.reshape(-1, systems) for name, values in ranks.items()},
     )
 
@@ -230,22 +231,15 @@ def agreement(ballots: Ballots, name: str) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(shared), size=(_RESAMPLES, len(shared)))
     return {
-        "kendalls_w": _percentiles(
+        "kendalls_w": statistics.percentile_interval(
             np.nanmean(by_item), np.array([np.nanmean(by_item[index]) for index in drawn])
         ),
-        "krippendorff_alpha": _percentiles(
+        "krippendorff_alpha": statistics.percentile_interval(
             statistics.krippendorff_alpha(pairs.sum(0)),
             np.array([statistics.krippendorff_alpha(pairs[index].sum(0)) for index in drawn]),
         ),
         "items": len(shared),
     }
-
-
-def _percentiles(value: float, resampled: Floats) -> dict[str, float | None]:
-    if not np.isfinite(value) or not np.isfinite(resampled).all():
-        return {"value": float(value) if np.isfinite(value) else None, "low": None, "high": None}
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def _mean(values: list[float]) -> float | None:

@@ -30,7 +30,7 @@ def tables(found: Mapping[str, Any]) -> str:
     chance = found["chance"]
     for dimension, rows in found["dimensions"].items():
         body = [
-            [_plain(system), *(_cell(name, row[name]) for name in _COLUMNS)]
+            [plain(system), *(_cell(name, row[name]) for name in _COLUMNS)]
             for system, row in sorted(
                 rows.items(), key=lambda entry: entry[1]["mean_rank"]["value"]
             )
@@ -38,9 +38,9 @@ def tables(found: Mapping[str, Any]) -> str:
         by_chance = [_cell(name, {"value": chance[name], "low": None}) for name in chance]
         body.append(["chance", *by_chance, _number("log_strength", 0.0)])
         lines += ["", f"## {dimension.capitalize()}", ""]
-        lines += _table(["system", *_COLUMNS.values()], body)
+        lines += table(["system", *_COLUMNS.values()], body)
     lines += ["", "## Agreement of raters", ""]
-    lines += _table(
+    lines += table(
         ["dimension", "Kendall's W", "Krippendorff's α", "W, everyone", "α, everyone"],
         [
             [dimension]
@@ -53,7 +53,7 @@ def tables(found: Mapping[str, Any]) -> str:
         ],
     )
     lines += ["", "## Raters", ""]
-    lines += _table(
+    lines += table(
         ["rater", "votes", "median s", "checks passed", "tau of repeats", "same first", ""],
         [
             [
@@ -71,7 +71,7 @@ def tables(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [
         f"| {' | '.join(head)} |",
         f"|{'|'.join('---' for _ in head)}|",
@@ -95,7 +95,7 @@ def _number(name: str, value: float | None) -> str:
     return f"{value:.0f}" if name == "seconds" else f"{value:.2f}"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A system's name that no Markdown reader takes for more than a name."""
     return "".join(
         char if char.isalnum() or char in " .-:@/" else f"&#{ord(char)};" for char in name

@@ -76,6 +76,14 @@ def t_quantile(freedom: int, level: float = 0.95) -> float:
     return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
+def percentile_interval(value: float, resampled: Floats) -> dict[str, float | None]:
+    """A value with the 95 % interval of its bootstrap samples; None for what is not finite."""
+    if not np.isfinite(value) or not np.isfinite(resampled).all():
+        return {"value": float(value) if np.isfinite(value) else None, "low": None, "high": None}
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
 def plackett_luce(ranks: Floats, tolerance: float = 1e-10) -> tuple[Floats, Floats]:
     """Log-strengths of Plackett-Luce by maximum likelihood, of mean zero.
 

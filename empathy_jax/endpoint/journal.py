@@ -1,9 +1,9 @@
-"""What was asked of a teacher, what came back and what it cost: a journal and a budget.
+"""What was asked of models, what came back and what it cost: a journal and a budget.
 
 `requests.jsonl` holds one line before each request is sent and one line when it has ended:
 
     {"event": "asked", "id", "turn", "tokens", "money"}         at most, were it answered
-    {"event": "answered", "id", "turn", "teacher", "text", "finish_reason", "refusal",
+    {"event": "answered", "id", "turn", "model", "text", "finish_reason", "refusal",
      "prompt_tokens", "completion_tokens", "tokens", "money", "seconds", "estimated"}
     {"event": "failed", "id", "turn", "kind", "message", "tokens", "money"}   0 unless maybe billed
 
@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from empathy_jax import files
-from empathy_jax.corpus.annotation.prompts import Message
-from empathy_jax.corpus.annotation.teacher import Reply
+from empathy_jax.endpoint.client import Message, Reply
 
 NAME = "requests.jsonl"
 
@@ -60,15 +59,15 @@ class Past:
     """What a journal says of the requests so far.
 
     Attributes:
-      replies: by record id, the replies in the order of their turns.
-      teachers: who wrote them.
+      replies: by conversation id, the replies in the order of their turns.
+      models: who wrote them.
       spent: for answered requests.
       possible: at most, for requests whose end was not seen (timeouts, broken connections, kills).
-      open: the requests that were asked and have no end yet, by record id.
+      open: the requests that were asked and have no end yet, by conversation id.
     """
 
     replies: dict[str, list[Reply]] = dataclasses.field(default_factory=dict)
-    teachers: set[str] = dataclasses.field(default_factory=set)
+    models: set[str] = dataclasses.field(default_factory=set)
     spent: Cost = Cost()
     possible: Cost = Cost()
     open: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -85,13 +84,13 @@ def asked(id_: str, turn: int, most: Cost) -> dict:
     return {"event": "asked", "id": id_, "turn": turn, **dataclasses.asdict(most)}
 
 
-def answered(id_: str, turn: int, teacher: str, reply: Reply, cost: Cost, estimated: bool) -> dict:
+def answered(id_: str, turn: int, model: str, reply: Reply, cost: Cost, estimated: bool) -> dict:
     """The line after a reply; `estimated` where the endpoint reported no usage."""
     return {
         "event": "answered",
         "id": id_,
         "turn": turn,
-        "teacher": teacher,
+        "model": model,
         **dataclasses.asdict(reply),
         **dataclasses.asdict(cost),
         "estimated": estimated,
@@ -128,7 +127,7 @@ def replay(events: Iterable[dict]) -> Past:
         if event["event"] == "answered":
             reply = Reply(**{field.name: event[field.name] for field in dataclasses.fields(Reply)})
             past.replies.setdefault(event["id"], []).append(reply)
-            past.teachers.add(event["teacher"])
+            past.models.add(event["model"])
             past.spent += cost
         else:
             past.possible += cost
@@ -151,8 +150,7 @@ def resume(folder: Path) -> Iterator[Past]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"another process is annotating into {folder}; wait for its end, or choose another"
-                " --workdir"
+                f"another process is writing to {folder}; wait for its end, or choose another folder"
             ) from error
         events = _read(folder)
         message = "in flight when the run was killed"

@@ -1,4 +1,4 @@
-"""One request to a teacher model over the OpenAI chat-completions protocol, and what came of it.
+"""One request to a language model over the OpenAI chat-completions protocol, and what came of it.
 
 Any endpoint that speaks the protocol will do. A request ends in a `Reply` or a `Failure`, never in
 an exception of the network; who asks again, when, and at what price is the caller's affair, so the
@@ -13,12 +13,13 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 
-from empathy_jax.corpus.annotation.prompts import Message
+Message = dict[str, str]
 
 # Nobody's key: what is sent to an endpoint that wants none.
 _NO_KEY = "none"
@@ -35,18 +36,18 @@ _SHOWN_VARIABLE = re.compile("[A-Z_]+[0-9]{0,3}")
 # A key pasted for the name of its variable: long, with digits, and no words between bars.
 _PASTED_KEY = re.compile("(?=.*[0-9])(?:(?=.*[a-z]).{20,}|[A-Z0-9]{20,})")
 
-# Fields of a request that the run sets itself: what sets them.
+# Fields of a request that the run sets itself: the option that does, empty for the run's own work.
 _OWN_FIELDS = {
-    "model": "config.annotate.model",
-    "messages": "config.data.questions and config.data.language",
-    "max_tokens": "config.annotate.max_completion_tokens",
-    "max_completion_tokens": "config.annotate.max_completion_tokens",
+    "model": "model",
+    "messages": "",
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_completion_tokens",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Where a teacher answers and how it is asked.
+    """Where a model answers and how it is asked.
 
     Attributes:
       base_url: up to and without /chat/completions, such as http://localhost:8000/v1.
@@ -57,6 +58,7 @@ class Endpoint:
       token_limit_field: field of the request that carries that limit, `max_tokens` or
         `max_completion_tokens`.
       extra_body: JSON object of further fields of the request, such as {"temperature": 0.7}.
+      option: what the user calls a field of this; messages name it so.
     """
 
     base_url: str
@@ -66,11 +68,12 @@ class Endpoint:
     max_completion_tokens: int = 4096
     token_limit_field: str = "max_tokens"
     extra_body: str = "{}"
+    option: Callable[[str], str] = dataclasses.field(default=str, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What the teacher wrote. Token counts are None where the endpoint did not report them."""
+    """What the model wrote. Token counts are None where the endpoint did not report them."""
 
     text: str
     finish_reason: str
@@ -89,7 +92,7 @@ class Failure:
       message: one line, without the key.
       retry: another try may succeed.
       fatal: no request of this run can succeed.
-      billed: the teacher may have worked for it, and so may charge for it.
+      billed: the model may have worked for it, and so may charge for it.
       wait: seconds that the endpoint asks to wait; None where it does not say.
     """
 
@@ -107,40 +110,38 @@ def check(endpoint: Endpoint) -> None:
     Raises:
       ValueError: names the field, its value and what is allowed.
     """
-    url = urlsplit(endpoint.base_url)
+    url, option = urlsplit(endpoint.base_url), endpoint.option
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError(
-            f"config.annotate.base_url is {endpoint.base_url!r}; name an OpenAI-compatible"
+            f"{option('base_url')} is {endpoint.base_url!r}; name an OpenAI-compatible"
             " endpoint such as http://localhost:8000/v1"
         )
     if url.username or url.password or url.query:
         raise ValueError(
-            "config.annotate.base_url must hold no user, password or query, because it is written"
-            " to config.json; put the key into the variable that config.annotate.api_key_env names"
+            f"{option('base_url')} must hold no user, password or query, because it is written"
+            f" to a file; put the key into the variable that {option('api_key_env')} names"
         )
     name = endpoint.api_key_env
     if name and (not _VARIABLE.fullmatch(name) or _PASTED_KEY.fullmatch(name)):
         # Not repeated: it may be the key.
         raise ValueError(
-            f"config.annotate.api_key_env holds {len(name)} characters that are no name of an"
+            f"{option('api_key_env')} holds {len(name)} characters that are no name of an"
             " environment variable; put the key into a variable and give the name of that, such as"
             " OPENAI_API_KEY"
         )
     if not endpoint.model:
         raise ValueError(
-            "config.annotate.model is empty; name a model of the endpoint"
+            f"{option('model')} is empty; name a model of the endpoint"
             f" {endpoint.base_url} (its /models lists them)"
         )
     if endpoint.token_limit_field not in ("max_tokens", "max_completion_tokens"):
         raise ValueError(
-            f"config.annotate.token_limit_field is {endpoint.token_limit_field!r}; allowed are"
+            f"{option('token_limit_field')} is {endpoint.token_limit_field!r}; allowed are"
             " max_tokens and max_completion_tokens"
         )
     for name in ("timeout", "max_completion_tokens"):
         if not getattr(endpoint, name) > 0:
-            raise ValueError(
-                f"config.annotate.{name} must be above 0, got {getattr(endpoint, name)}"
-            )
+            raise ValueError(f"{option(name)} must be above 0, got {getattr(endpoint, name)}")
     _extra_fields(endpoint)
 
 
@@ -150,15 +151,15 @@ def api_key(endpoint: Endpoint) -> str:
     Raises:
       ValueError: when the variable is not set, empty, or holds what no header can carry.
     """
-    name = endpoint.api_key_env
+    name, option = endpoint.api_key_env, endpoint.option
     if not name:
         return _NO_KEY
-    shown = name if _SHOWN_VARIABLE.fullmatch(name) else "that config.annotate.api_key_env names"
+    shown = name if _SHOWN_VARIABLE.fullmatch(name) else f"that {option('api_key_env')} names"
     key = os.environ.get(name, "").strip()
     if not key:
         raise ValueError(
             f"the environment variable {shown} is not set or empty; put the key of"
-            f" {endpoint.base_url} into it, or name another with config.annotate.api_key_env"
+            f" {endpoint.base_url} into it, or name another with {option('api_key_env')}"
             " (empty for an endpoint that wants no key)"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -245,28 +246,30 @@ def _count(value: Any) -> int | None:
 
 
 def _extra_fields(endpoint: Endpoint) -> dict[str, Any]:
+    option = endpoint.option
     try:
         fields = json.loads(endpoint.extra_body)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"config.annotate.extra_body is not JSON ({error}): {endpoint.extra_body!r}"
+            f"{option('extra_body')} is not JSON ({error}): {endpoint.extra_body!r}"
         ) from error
     if not isinstance(fields, dict) or fields.get("stream") or fields.get("n", 1) != 1:
         raise ValueError(
-            "config.annotate.extra_body must be a JSON object without stream and n, got"
+            f"{option('extra_body')} must be a JSON object without stream and n, got"
             f" {endpoint.extra_body!r}"
         )
     if own := fields.keys() & _OWN_FIELDS.keys():
         name = min(own)
+        owner = option(_OWN_FIELDS[name]) if _OWN_FIELDS[name] else "the run itself"
         raise ValueError(
-            f"config.annotate.extra_body must not hold {name!r}: {_OWN_FIELDS[name]} sets it; got"
+            f"{option('extra_body')} must not hold {name!r}: {owner} sets it; got"
             f" {endpoint.extra_body!r}"
         )
     return fields
 
 
 def _timeout(endpoint: Endpoint) -> Failure:
-    message = f"no whole reply within {endpoint.timeout:g} s (config.annotate.timeout)"
+    message = f"no whole reply within {endpoint.timeout:g} s ({endpoint.option('timeout')})"
     return Failure("timeout", message, retry=True, billed=True)
 
 
