@@ -65,7 +65,8 @@ class Scorer:
         self.calibration = calibrated
         self.has_head, self.max_tokens = model.embedding.has_head, model.embedding.max_tokens
         self._embed = jax.jit(
-            functools.partial(embed_rows, config=model.config, pooling=model.embedding.pooling)
+            functools.partial(embed_rows, config=model.config, pooling=model.embedding.pooling),
+            out_shardings=sharding.replicated(layout.mesh),
         )
 
     def with_variables(self, variables: dict[str, Any]) -> "Scorer":
@@ -89,7 +90,8 @@ class Scorer:
     def quality(self, questions: list[str], answers: list[str]) -> np.ndarray:
         """The head's grade of each answer, float32 [N]; only for a model with a head."""
         vectors = (self.embed_questions(questions), self.embed_answers(answers))
-        return np.asarray(score_head.grade(self._variables["head"], *map(jnp.asarray, vectors)))
+        head = jax.device_get(self._variables["head"])
+        return np.asarray(score_head.grade(head, *map(jnp.asarray, vectors)))
 
     def _embed_texts(self, texts: list[str], prompt: str) -> np.ndarray:
         """Vectors of prompt + text; equal texts are embedded once."""
