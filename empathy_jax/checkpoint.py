@@ -106,8 +106,10 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.wait()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # After an error of this process alone the others would never come to wait with it.
+        if kind is None or hosts.count() == 1:
+            self.wait()
 
 
 def _is_news(record: LogRecord) -> bool:

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         logging.debug("traceback of the error below", exc_info=True)
         hosts.fail(str(error))
         _fail(error)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if hosts.count() > 1:
             logging.exception("traceback of the error below")
         hosts.fail(f"{type(error).__name__}: {error}")

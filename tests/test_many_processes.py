@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from empathy_jax import checkpoint
+from empathy_jax import checkpoint, main
 from empathy_jax.models import decoder, hf
 from empathy_jax.pytree import flatten_paths
 from tests import together
@@ -80,7 +80,7 @@ def run_together(
             while not ready() and processes[-1].poll() is None:
                 time.sleep(0.01)
             processes[-1].send_signal(number)
-        outputs = [process.communicate(timeout=300) for process in processes]
+        outputs = [process.communicate(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -200,8 +200,7 @@ def runs(tmp_path_factory):
     """WORKDIRs of one run by one process, and of one that two began and one ended."""
     root = tmp_path_factory.mktemp("runs")
     values = {**tiny_runs.write_inputs(root), **SFT}
-    one = tiny_runs.run_cli(tiny_runs.command("sft", root / "one", values), ROOT)
-    assert one.returncode == 0, one.stderr
+    main.run(tiny_runs.make_config("sft", values), str(root / "one"))
     log = root / "two" / "sft" / "metrics.jsonl"
     two = run_together(
         _commands(root / "two", values),
@@ -210,8 +209,7 @@ def runs(tmp_path_factory):
     )
     assert [process.status for process in two] == [0, 0], [process.err for process in two]
     stopped = log.read_text()
-    rest = tiny_runs.run_cli(tiny_runs.command("sft", root / "two", values), ROOT)
-    assert rest.returncode == 0, rest.stderr
+    main.run(tiny_runs.make_config("sft", values), str(root / "two"))
     return root / "one" / "sft", root / "two" / "sft", two, stopped
 
 
