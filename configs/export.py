@@ -16,4 +16,5 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config = common.get_config(size)
     config.phase = "export"
     config.model.init = ""  # the newest of WORKDIR; the size only sets dtypes
+    config.mesh.update({"data": 1, "fsdp": -1})  # each device holds its part of the weights
     return config

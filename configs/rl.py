@@ -88,13 +88,14 @@ def get_config(argument: str = "tiny") -> ConfigDict:
     config.log.every = 1
     if size == "tiny":
         config.model.init = ""
-        config.steps = 12
+        config.steps = 24
         config.batch_size = 4
         config.rl.group_size = 8
         config.rl.rows_per_pass = 8
-        config.optimizer.learning_rate = 1e-3
+        # At 1e-3 the noise of 32 samples carries the policy away; at 3e-4 it learns a third as much.
+        config.optimizer.learning_rate = 5e-4
         config.optimizer.warmup_steps = 0
-        config.optimizer.schedule = "constant"
+        config.optimizer.schedule = "linear"
         config.data.max_completion_tokens = 1536
     elif size == "small":
         config.steps = 12

@@ -3,6 +3,9 @@
 A checkpoint is a folder `<step>/` written by orbax, and beside it `<step>.json` with the SHA-256 of
 each of its files, written once orbax has committed the folder. Reading takes the newest checkpoint
 whose files still have these digests, and says which newer ones it had to pass over.
+
+Several processes write one checkpoint together, each its own arrays, and each digests its share of the
+files; the lead alone decides and tidies up. So the folder must be one that all of them see.
 """
 
 import json
@@ -18,7 +21,7 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from empathy_jax import files, pytree
+from empathy_jax import files, hosts, pytree
 
 # What orbax writes beside the arrays themselves (metadata, commit markers), generously.
 OVERHEAD_BYTES = 1 << 20
@@ -38,7 +41,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, keep: int = 2):
         self._folder, self._keep = folder.absolute(), keep
-        self._folder.mkdir(parents=True, exist_ok=True)
+        hosts.from_lead(lambda: self._folder.mkdir(parents=True, exist_ok=True))
         self._pending: tuple[int, Any] | None = None
         logging.get_absl_logger().addFilter(_is_news)
 
@@ -50,9 +53,9 @@ class Checkpointer:
         """
         self.wait()
         manifest = _manifest(self._folder, step)
-        if manifest.exists() and _damage(self._folder, step) is None:
+        if hosts.from_lead(manifest.exists) and _damage(self._folder, step) is None:
             return
-        manifest.unlink(missing_ok=True)
+        hosts.from_lead(lambda: manifest.unlink(missing_ok=True))
         files.require_space(self._folder, pytree.tree_bytes(state) + OVERHEAD_BYTES)
         with self._nothing_half_written(step):
             response = ocp.save_checkpointables_async(
@@ -72,7 +75,12 @@ class Checkpointer:
         self._pending = None
         with self._nothing_half_written(step):
             response.result()
-            files.write_json(_manifest(self._folder, step), _digests(self._folder / str(step)))
+            digests = _digests(self._folder / str(step))
+            hosts.from_lead(lambda: files.write_json(_manifest(self._folder, step), digests))
+        if hosts.is_lead():
+            self._drop_old()
+
+    def _drop_old(self) -> None:
         kept = steps(self._folder)[-self._keep :]
         for path in self._folder.iterdir():
             if path.stem.isdigit() and int(path.stem) not in kept:
@@ -84,7 +92,7 @@ class Checkpointer:
             yield
         except Exception as error:
             # Other threads of orbax may write on for a moment.
-            for _ in range(10):
+            for _ in range(10 if hosts.is_lead() else 0):
                 unfinished = self._folder.glob(f"{step}.orbax-checkpoint-tmp*")
                 for path in (self._folder / str(step), *unfinished):
                     shutil.rmtree(path, ignore_errors=True)
@@ -98,8 +106,10 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.wait()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # After an error of this process alone the others would never come to wait with it.
+        if kind is None or hosts.count() == 1:
+            self.wait()
 
 
 def _is_news(record: LogRecord) -> bool:
@@ -120,10 +130,10 @@ def newest_sound_step(folder: Path) -> int | None:
     """
     folder = folder.absolute()
     problems = []
-    for step in reversed(steps(folder)):
+    for step in reversed(hosts.from_lead(lambda: steps(folder))):
         problem = _damage(folder, step)
         if problem is None:
-            for line in problems:
+            for line in problems if hosts.is_lead() else ():
                 logging.warning("passed over %s", line)
             return step
         problems.append(f"checkpoint {step} in {folder}: {problem}")
@@ -189,23 +199,41 @@ def _manifest(folder: Path, step: int) -> Path:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(path)): files.sha256(file)
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-    }
+    """Name to digest of every file of a checkpoint."""
+
+    def names() -> list[str]:
+        return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+
+    own = _share(hosts.from_lead(names))
+    found = hosts.from_all({name: files.sha256(path / name) for name in own})
+    return {name: digest for part in found for name, digest in sorted(part.items())}
 
 
 def _damage(folder: Path, step: int) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
-    path = folder / str(step)
-    try:
-        wanted = json.loads(_manifest(folder, step).read_text(encoding="utf-8"))
-    except ValueError:
+    wanted = hosts.from_lead(lambda: _read_manifest(folder, step))
+    if wanted is None:
         return "its list of digests cannot be read"
-    for name, digest in wanted.items():
+    problems = hosts.from_all(_first_problem(folder / str(step), wanted, _share(sorted(wanted))))
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _read_manifest(folder: Path, step: int) -> dict[str, str] | None:
+    try:
+        return json.loads(_manifest(folder, step).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def _first_problem(path: Path, wanted: dict[str, str], names: list[str]) -> str | None:
+    for name in names:
         if not (path / name).is_file():
             return f"{name} is missing"
-        if files.sha256(path / name) != digest:
+        if files.sha256(path / name) != wanted[name]:
             return f"{name} was changed after it was written"
     return None
+
+
+def _share(names: list[str]) -> list[str]:
+    """The files that this process reads; large and small ones are dealt out alike."""
+    return names[hosts.index() :: hosts.count()]

@@ -14,6 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_is_writing = True  # false in all but one of the processes of a run
+
+
+def leave_to_another_process() -> None:
+    """From here on nothing is written here: the functions that write do nothing.
+
+    Of the processes of a run one writes (`hosts.py`); all have the same to write.
+    """
+    global _is_writing
+    _is_writing = False
+
 
 def dumps(record: Any, **options: Any) -> str:
     """JSON text of a record: UTF-8 characters kept as they are, NaN and infinity refused."""
@@ -38,6 +49,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or leave what was there (temporary sibling, flush, rename)."""
+    if not _is_writing:
+        return
     with whole(path) as file:
         file.write(text.encode("utf-8"))
 
@@ -49,6 +62,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, records: Iterable[dict]) -> None:
     """Write a whole JSONL file at once, holding one line at a time."""
+    if not _is_writing:
+        return
     with whole(path) as file:
         for record in records:
             file.write((dumps(record) + "\n").encode("utf-8"))
@@ -60,6 +75,8 @@ def append_jsonl(path: Path, records: list[dict]) -> None:
     Raises:
       OSError: with the path, the reason and what to do, e.g. on a full disk.
     """
+    if not _is_writing:
+        return
     data = "".join(dumps(record) + "\n" for record in records).encode("utf-8")
     size = path.stat().st_size if path.exists() else 0
     try:
@@ -81,7 +98,7 @@ def read_jsonl(path: Path) -> Iterator[dict]:
 
 def keep_jsonl(path: Path, keep: Any) -> None:
     """Rewrite a JSONL file with the records for which `keep(record)` is true, if it exists."""
-    if path.exists():
+    if _is_writing and path.exists():
         write_jsonl(path, [record for record in read_jsonl(path) if keep(record)])
 
 
@@ -97,6 +114,8 @@ def require_space(path: Path, size: int) -> None:
     Raises:
       OSError: names the folder, the bytes needed and the bytes free.
     """
+    if not _is_writing:
+        return
     free = shutil.disk_usage(path).free
     if free < size:
         raise OSError(

@@ -1,7 +1,8 @@
 """The command line: `python -m empathy_jax.main --config=configs/rl.py:tiny --workdir=runs/a`.
 
 A config names one phase, or several in order. Bad input ends in one clear line and exit status 1;
-`--verbosity=1` adds the traceback.
+`--verbosity=1` adds the traceback. Several processes that are given the same command line make one run
+(docs/launch.md).
 """
 
 import os
@@ -16,6 +17,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/, with a size after a colon.")
 flags.DEFINE_string("workdir", "", "Folder of the run; each phase writes to its own folder in it.")
 flags.DEFINE_string("plan", "", "Run nothing; say what it takes on a slice, such as v5p:4x4x4.")
+flags.DEFINE_string("coordinator_address", "", "HOST:PORT of process 0, in a run of several.")
+flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 # What reading a command line may raise.
 FLAG_ERRORS = (flags.Error, AttributeError, ValueError, TypeError, OSError)
@@ -25,6 +29,8 @@ PHASES = (
 
 
 def main(argv: list[str]) -> None:
+    from empathy_jax import hosts  # takes a second, which a wrong flag need not wait for
+
     try:
         if len(argv) > 1:
             raise ValueError(f"not a flag: {' '.join(argv[1:])} (flags begin with --)")
@@ -35,10 +41,17 @@ def main(argv: list[str]) -> None:
         if FLAGS.plan:
             plan(FLAGS.config, FLAGS.plan)
         else:
+            hosts.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
             run(FLAGS.config, FLAGS.workdir)
     except (ValueError, OSError) as error:
         logging.debug("traceback of the error below", exc_info=True)
+        hosts.fail(str(error))
         _fail(error)
+    except (Exception, KeyboardInterrupt) as error:
+        if hosts.count() > 1:
+            logging.exception("traceback of the error below")
+        hosts.fail(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -83,6 +96,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
             )
             how = "; write several as --config.phases=\"('sft','rl')\"" if config.phases else ""
             raise ValueError(f"{named} is not one of {', '.join(PHASES)}{how}")
+    from empathy_jax import hosts
     from empathy_jax.training import overview
     from empathy_jax.training import workdir as workdirs
 
@@ -93,6 +107,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict]:
         summaries[phase] = run_phase(phase_config(config, phase), Path(workdir))
         if summaries[phase] == before:
             print(f"[{phase}] already finished: {folder / 'summary.json'}", flush=True)
+    if not hosts.is_lead():
+        return summaries
     if len(phases) > 1:
         overview.show(Path(workdir), summaries)
     else:
@@ -137,12 +153,18 @@ def phase_config(config: ConfigDict, phase: str) -> ConfigDict:
 
 
 def run_phase(config: ConfigDict, workdir: Path) -> dict:
-    """Run one phase; what it needs is imported only here."""
+    """Run one phase; what it needs is imported only here. Work without a model is the lead's."""
+    from empathy_jax import hosts
+
     if config.phase == "corpus":
-        from empathy_jax.training import corpus as phase
-    elif config.phase == "annotate":
-        from empathy_jax.training import annotate as phase
-    elif config.phase == "sft":
+        from empathy_jax.training import corpus
+
+        return hosts.from_lead(lambda: corpus.run(config, workdir))
+    if config.phase == "annotate":
+        from empathy_jax.training import annotate
+
+        return hosts.from_lead(lambda: annotate.run(config, workdir))
+    if config.phase == "sft":
         from empathy_jax.training import sft as phase
     elif config.phase == "reward_model":
         from empathy_jax.training import reward_model as phase

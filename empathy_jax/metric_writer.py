@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from empathy_jax import files, resources
+from empathy_jax import files, hosts, resources
 from empathy_jax.compilations import CompilationCounter
 
 
@@ -18,6 +18,7 @@ class MetricWriter:
 
     Holds open files; use as a context manager. With `resume_step`, what an interrupted run had
     written after that step is dropped, so that a resumed run's files equal an undisturbed run's.
+    Processes other than the lead write nothing.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0):
@@ -25,19 +26,23 @@ class MetricWriter:
 
         self._path = folder / "metrics.jsonl"
         files.keep_jsonl(self._path, lambda record: 0 < resume_step >= record["step"])
-        self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
+        self._events = None
+        if hosts.is_lead():
+            self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one line and one event per scalar; non-finite values are written as null."""
         scalars = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         files.append_jsonl(self._path, [{"step": step, **finite}])
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        if self._events is not None:
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -73,7 +78,7 @@ class Progress:
 
     def _begin(self, step: int) -> None:
         self._first = step, time.monotonic()
-        if sys.stderr.isatty():
+        if hosts.is_lead() and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from empathy_jax import pytree
+from empathy_jax import hosts, pytree
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -78,7 +78,9 @@ class Layout:
 
 def make_layout(config: Any) -> Layout:
     """The layout that `config.mesh` describes, over all devices."""
-    return Layout(make_mesh(config), tuple(tuple(rule) for rule in config.rules))
+    mesh = make_mesh(config)
+    hosts.connect(mesh)
+    return Layout(mesh, tuple(tuple(rule) for rule in config.rules))
 
 
 def partition_spec(

@@ -11,7 +11,8 @@ A batch is a dict of numpy arrays of shape [B, T] (B rows, T tokens a row):
 An example of n tokens fills n - 1 places: its last token is a target only.
 
 `dataset[step]` depends on nothing but the source, the seed and the step, so a run resumes exactly
-from its step number, with no iterator state to save.
+from its step number, with no iterator state to save. A process may read its own rows of each batch
+alone; the whole is the same however the processes divide it.
 """
 
 import bisect
@@ -80,9 +81,32 @@ class PackedRows:
         return _fill_row(examples, self._row_length, self._pad_id)
 
 
+class Batches:
+    """An endless dataset of batches; `batches[step]` is the batch of a step, or the rows of it to read.
+
+    Attributes:
+      rows: endless dataset of single rows; those of a batch follow one another.
+      batch_size: rows in a batch.
+      read: which of its rows are read; None: all.
+    """
+
+    def __init__(self, rows: grain.MapDataset, batch_size: int, read: Sequence[int] | None = None):
+        self._rows, self._batch_size = rows, batch_size
+        self._read = range(batch_size) if read is None else read
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = [self._rows[step * self._batch_size + int(row)] for row in self._read]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def packed_dataset(
-    examples: Sequence[Example], row_length: int, batch_size: int, pad_id: int, seed: int
-) -> grain.MapDataset:
+    examples: Sequence[Example],
+    row_length: int,
+    batch_size: int,
+    pad_id: int,
+    seed: int,
+    read: Sequence[int] | None = None,
+) -> Batches:
     """An endless dataset of packed training batches; `dataset[step]` is the batch of a step.
 
     Every epoch visits each row once in an order of its own. A batch may span two epochs.
@@ -93,16 +117,18 @@ def packed_dataset(
       batch_size: B, rows in a batch.
       pad_id: of the tokenizer.
       seed: of the order.
+      read: rows of a batch that are read here; None: all.
 
     Raises:
       ValueError: when there is no example or one does not fit a row.
     """
-    return _endless(PackedRows(examples, row_length, pad_id), batch_size, seed)
+    rows = PackedRows(examples, row_length, pad_id)
+    return Batches(_endless(rows, batch_size, seed), batch_size, read)
 
 
 def prompt_dataset(
     examples: Sequence[Example], max_length: int, batch_size: int, pad_id: int, seed: int
-) -> grain.MapDataset:
+) -> Batches:
     """An endless dataset of prompt batches, shuffled anew each epoch; `dataset[step]` is one.
 
     Args:
@@ -125,7 +151,8 @@ def prompt_dataset(
                 f"The prompt {example['id']!r} has {len(example['tokens'])} tokens, allowed are"
                 f" {max_length}; raise config.data.max_prompt_tokens."
             )
-    return _endless(_Prompts(examples, max_length, pad_id), batch_size, seed)
+    rows = _Prompts(examples, max_length, pad_id)
+    return Batches(_endless(rows, batch_size, seed), batch_size)
 
 
 def padded_batches(
@@ -185,12 +212,7 @@ def _endless(source: Any, batch_size: int, seed: int) -> grain.MapDataset:
         raise ValueError(
             f"batch_size must be at least 1, got {batch_size}; change config.batch_size."
         )
-    return (
-        grain.MapDataset.source(source)
-        .shuffle(seed=seed)
-        .repeat(reseed_each_epoch=True)
-        .batch(batch_size, drop_remainder=True)
-    )
+    return grain.MapDataset.source(source).shuffle(seed=seed).repeat(reseed_each_epoch=True)
 
 
 def _fill_row(examples: Sequence[Example], row_length: int, pad_id: int) -> Batch:

@@ -1,19 +1,25 @@
 """Hugging Face model directories: found and read; `hf_save` writes them.
 
 Reading a directory and writing it back gives the same tensors under the same names, byte for byte.
-Parameters come as numpy arrays, to be placed by whoever knows the devices.
+Parameters come as numpy arrays, or laid out over devices: then each device's part is read and placed by
+itself, and the host never holds more than one part of one parameter.
 """
 
+import collections
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
 from empathy_jax.models.decoder import DecoderConfig
@@ -30,7 +36,7 @@ from empathy_jax.models.hf_save import (
     whole_directory,
 )
 from empathy_jax.models.parameters import ParamSpec
-from empathy_jax.pytree import unflatten_paths
+from empathy_jax.pytree import flatten_paths, unflatten_paths
 
 __all__ = [
     "CheckpointError",
@@ -45,6 +51,7 @@ __all__ = [
 ]
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_ROWS = 4096  # of an embedding that are compared at a time
 _DERIVED_BUFFER = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -149,6 +156,7 @@ def load_params(
     path: str | os.PathLike,
     config: DecoderConfig | EncoderConfig,
     dtype: str | None = None,
+    shardings: Any = None,
 ) -> dict:
     """Parameters of a model directory, read tensor by tensor.
 
@@ -156,9 +164,11 @@ def load_params(
         path: directory with model.safetensors, or shards and their index.
         config: what `read_config` gave for it.
         dtype: dtype of the parameters; None keeps that of the files.
+        shardings: where each parameter goes, with the paths of the parameter table.
 
     Returns:
-        Nested dict of numpy arrays with the paths and shapes of the parameter table.
+        Nested dict with the paths and shapes of the parameter table, of numpy arrays or, with
+        `shardings`, of arrays laid out so.
 
     Raises:
         CheckpointError: all missing, unexpected and mis-shaped tensors at once.
@@ -167,13 +177,17 @@ def load_params(
     path = Path(path)
     files = _tensor_files(path)
     table = param_table(config)
-    flat = {}
+    flat, places = {}, None if shardings is None else flatten_paths(shardings)
     with contextlib.ExitStack() as stack:
         readers = {name: _open(stack, path / name) for name in sorted(set(files.values()))}
         tensors = {name: readers[file] for name, file in files.items()}
         _check_tensors(path, config, table, tensors)
         for spec in table:
-            flat[spec.path] = _read(spec, tensors, dtype)
+            read = functools.partial(_read, spec, tensors, dtype)
+            if places is None:
+                flat[spec.path] = read((slice(None),) * len(spec.shape))
+            else:
+                flat[spec.path] = _placed(spec, read, places[spec.path])
         if getattr(config, "stores_tied_head", False):
             _check_tied_head(path, config, tensors)
     return unflatten_paths(flat)
@@ -230,19 +244,79 @@ def _check_tensors(
         raise CheckpointError(path, missing, unexpected, mis_shaped)
 
 
-def _read(spec: ParamSpec, tensors: Mapping[str, Any], dtype: str | None) -> np.ndarray:
+def _placed(
+    spec: ParamSpec, read: Callable[[tuple[slice, ...]], np.ndarray], place: Sharding
+) -> jax.Array:
+    """A parameter laid out; one part of it is on the host at a time, and read once."""
+    holders = collections.defaultdict(list)
+    for device, part in place.addressable_devices_indices_map(spec.shape).items():
+        bounds = (axis.indices(size)[:2] for axis, size in zip(part, spec.shape, strict=True))
+        holders[tuple(bounds)].append(device)
+    arrays = []
+    for bounds, devices in holders.items():
+        values = read(tuple(slice(*bound) for bound in bounds))
+        # To the end: copies under way would keep their parts on the host.
+        arrays += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(spec.shape, place, arrays)
+
+
+def _read(
+    spec: ParamSpec, tensors: Mapping[str, Any], dtype: str | None, part: tuple[slice, ...]
+) -> np.ndarray:
+    """A part of a parameter, one slice for each of its axes."""
     names = spec.hf_names()
     stored = DTYPES[tensors[names[0]].get_slice(names[0]).get_dtype()]
-    parameter = np.empty(spec.shape, jnp.dtype(dtype or stored))
+    bounds = [axis.indices(size)[:2] for axis, size in zip(part, spec.shape, strict=True)]
+    parameter = np.empty([last - first for first, last in bounds], jnp.dtype(dtype or stored))
+    if spec.stacked:
+        names, bounds = names[slice(*bounds[0])], bounds[1:]
     layers = parameter if spec.stacked else parameter[None]
     for layer, name in enumerate(names):
-        layers[layer] = spec.from_hf(tensors[name].get_tensor(name))
+        layers[layer] = _read_layer(spec, tensors[name].get_slice(name), bounds)
     return parameter
+
+
+def _read_layer(spec: ParamSpec, tensor: Any, bounds: list[tuple[int, int]]) -> np.ndarray:
+    """A part of one layer, of which little more is read than the part."""
+    shape = spec.layer_shape
+    if spec.transform == "copy":
+        return tensor[tuple(slice(*bound) for bound in bounds)]
+    if spec.transform == "flatten":
+        first, last = _span(shape, bounds)
+        return _rest(tensor[first:last].reshape(-1, *shape[1:]), bounds)
+    inputs = spec.num_inputs
+    rows, columns = _span(shape[inputs:], bounds[inputs:]), _span(shape[:inputs], bounds[:inputs])
+    matrix = tensor[slice(*rows), slice(*columns)].T
+    split = matrix.reshape(
+        bounds[0][1] - bounds[0][0],
+        *shape[1:inputs],
+        bounds[inputs][1] - bounds[inputs][0],
+        *shape[inputs + 1 :],
+    )
+    others = [
+        slice(None) if axis in (0, inputs) else slice(*bound) for axis, bound in enumerate(bounds)
+    ]
+    return split[tuple(others)]
+
+
+def _span(shape: tuple[int, ...], bounds: list[tuple[int, int]]) -> tuple[int, int]:
+    """Where the axes, joined in one, begin and end when the first of them is cut to its bounds."""
+    inner = math.prod(shape[1:])
+    return bounds[0][0] * inner, bounds[0][1] * inner
+
+
+def _rest(cut: np.ndarray, bounds: list[tuple[int, int]]) -> np.ndarray:
+    """An array whose first axis is cut already, with the others cut to their bounds."""
+    return cut[(slice(None), *(slice(*bound) for bound in bounds[1:]))]
 
 
 def _check_tied_head(path: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> None:
     name = f"{config.name_prefix}embed_tokens.weight"
-    head, embedding = tensors[TIED_HEAD].get_tensor(TIED_HEAD), tensors[name].get_tensor(name)
-    if head.dtype != embedding.dtype or head.tobytes() != embedding.tobytes():
+    head, embedding = tensors[TIED_HEAD].get_slice(TIED_HEAD), tensors[name].get_slice(name)
+    is_same = head.get_dtype() == embedding.get_dtype() and all(
+        head[row : row + _ROWS].tobytes() == embedding[row : row + _ROWS].tobytes()
+        for row in range(0, config.vocab_size, _ROWS)
+    )
+    if not is_same:
         wrong = f"{TIED_HEAD}: differs from {name} though config.json has tie_word_embeddings"
         raise CheckpointError(path, [], [], [wrong])

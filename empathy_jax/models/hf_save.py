@@ -1,4 +1,8 @@
-"""Hugging Face model directories, written whole or not at all."""
+"""Hugging Face model directories, written whole or not at all.
+
+One tensor of the checkpoint is on the host at a time, whatever the size of the model. Where the
+parameters lie over several processes, all of them call `save_model` and the lead writes.
+"""
 
 import contextlib
 import json
@@ -12,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from jax.experimental import multihost_utils
 
-from empathy_jax.models import decoder, encoder
+from empathy_jax import hosts
+from empathy_jax.models import decoder, encoder, safetensors_file
 from empathy_jax.models.decoder import DecoderConfig
 from empathy_jax.models.encoder import EncoderConfig
 from empathy_jax.models.hf_config import config_to_hf
@@ -95,6 +100,8 @@ def whole_directory(
 ) -> Iterator[Path]:
     """A temporary sibling directory to write into, renamed to `path` when the block ends well.
 
+    Processes other than the lead write nothing, and are given `path` itself.
+
     Args:
         path: directory to make.
         replaceable: an older directory is replaced when it holds one of these files.
@@ -103,6 +110,9 @@ def whole_directory(
         ValueError: when `path` is a file, or a directory that holds only something else.
     """
     path = Path(path)
+    if not hosts.is_lead():
+        yield path
+        return
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; choose another directory for the model")
     older = any((path / name).is_file() for name in replaceable)
@@ -144,7 +154,9 @@ def _check_params(table: tuple[ParamSpec, ...], flat: Mapping[str, Any]) -> None
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write an indented JSON file, in UTF-8."""
+    """Write an indented JSON file, in UTF-8; of several processes the lead does."""
+    if not hosts.is_lead():
+        return
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -179,23 +191,19 @@ def _write_tensors(
 ) -> None:
     shards = _plan_shards(entries, max_shard_bytes)
     weight_map = {}
-    held: tuple[str, np.ndarray] | None = None
     for number, shard in enumerate(shards, start=1):
         file = SINGLE_FILE
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for entry in shard:
-            if entry.spec is None:
-                tensors[entry.name] = np.arange(entry.layer, dtype=np.int64)[None]
-            else:
-                if held is None or held[0] != entry.spec.path:
-                    held = (entry.spec.path, _to_host(flat[entry.spec.path], dtype))
-                layer = held[1][entry.layer] if entry.spec.stacked else held[1]
-                tensors[entry.name] = entry.spec.to_hf(layer)
-            weight_map[entry.name] = file
-        # "format" is what transformers looks for to know the layout of the matrices.
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        by_name = {entry.name: entry for entry in shard}
+        weight_map |= dict.fromkeys(by_name, file)
+        safetensors_file.write(
+            folder / file,
+            {name: _described(entry, flat, dtype) for name, entry in by_name.items()},
+            lambda name, entries=by_name: _fetch(entries[name], flat, dtype),
+            # What transformers looks for to know the layout of the matrices.
+            {"format": "pt"},
+        )
     if len(shards) > 1:
         total = sum(entry.num_bytes for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -214,6 +222,32 @@ def _plan_shards(entries: list[_Entry], max_shard_bytes: float) -> list[list[_En
     return shards
 
 
-def _to_host(parameter: Any, dtype: str | None) -> np.ndarray:
-    array = np.asarray(jax.device_get(parameter))
-    return array if dtype is None else array.astype(jnp.dtype(dtype))
+def _described(
+    entry: _Entry, flat: Mapping[str, Any], dtype: str | None
+) -> safetensors_file.Tensor:
+    if entry.spec is None:
+        return safetensors_file.Tensor("int64", (1, entry.layer))
+    kept = str(jnp.dtype(dtype or flat[entry.spec.path].dtype))
+    return safetensors_file.Tensor(kept, entry.spec.hf_shape)
+
+
+def _fetch(entry: _Entry, flat: Mapping[str, Any], dtype: str | None) -> np.ndarray:
+    """A tensor of the checkpoint, on the host of every process."""
+    if entry.spec is None:
+        return np.arange(entry.layer, dtype=np.int64)[None]
+    layer = flat[entry.spec.path]
+    if isinstance(layer, jax.Array):
+        # A parameter keeps what the host reads of it; a copy does not outlive this function.
+        layer = _take(layer, entry.layer) if entry.spec.stacked else jnp.copy(layer)
+    elif entry.spec.stacked:
+        layer = layer[entry.layer]
+    if isinstance(layer, jax.Array) and not layer.is_fully_addressable:
+        layer = multihost_utils.process_allgather(layer, tiled=True)
+    layer = np.asarray(layer)
+    return entry.spec.to_hf(layer if dtype is None else layer.astype(jnp.dtype(dtype)))
+
+
+@jax.jit
+def _take(stacked: jax.Array, index: jax.Array) -> jax.Array:
+    """One layer; the index is no part of what is compiled."""
+    return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from empathy_jax import chain_of_empathy, checkpoint, files, pytree, sharding
+from empathy_jax import chain_of_empathy, checkpoint, files, hosts, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import (
     decoder,
@@ -97,7 +97,8 @@ def announce(phase: str, model: Model, records: Mapping[str, Sequence]) -> None:
 
 def save_model_folder(folder: Path, model: Model) -> None:
     """Write what a run's checkpoints lack: `model.json` and `tokenizer/`."""
-    tokenizers.save(model.tokenizer, folder / "tokenizer")
+    if hosts.is_lead():
+        tokenizers.save(model.tokenizer, folder / "tokenizer")
     described = {
         "kind": "decoder" if model.module is decoder else "encoder",
         "config": dataclasses.asdict(model.config),
@@ -230,14 +231,19 @@ def _load_hugging_face(found: Path, init: str, dtype: str, field: str, layout: L
         config = hf.read_config(folder)
     except ValueError as error:
         raise ValueError(f"{field} is {init!r}: {error}") from error
-    params = hf.load_params(folder, config, dtype)
-    shardings = sharding.param_shardings(params, module_of(config).param_table(config), layout)
-    variables = {"params": jax.device_put(params, shardings)}
+    variables = {"params": hf.load_params(folder, config, dtype, hf_shardings(config, layout))}
     if embedding is not None and (head := score_head.read(folder)) is not None:
-        variables["head"] = jax.device_put(head, sharding.replicated(layout.mesh))
+        variables["head"] = hosts.put(head, sharding.replicated(layout.mesh))
         embedding = dataclasses.replace(embedding, has_head=True)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return Model(config, variables, None, hf_config, embedding)
+
+
+def hf_shardings(config: decoder.DecoderConfig | encoder.EncoderConfig, layout: Layout) -> Any:
+    """Where the parameters of a Hugging Face directory go."""
+    table = module_of(config).param_table(config)
+    shapes = {spec.path: jax.ShapeDtypeStruct(spec.shape, np.float32) for spec in table}
+    return sharding.param_shardings(pytree.unflatten_paths(shapes), table, layout)
 
 
 def load_policy(
@@ -288,8 +294,16 @@ def model_place(config: ConfigDict, workdir: Path) -> str:
 
 def first_run(workdir: Path, phases: tuple[str, ...]) -> Path | None:
     """The first of `WORKDIR/<phase>` that is a trained model: it has a checkpoint."""
-    folders = (workdir / phase for phase in phases)
-    return next((f for f in folders if is_run(f) and checkpoint.steps(f / "checkpoints")), None)
+
+    def find() -> str | None:
+        for phase in phases:
+            folder = workdir / phase
+            if is_run(folder) and checkpoint.steps(folder / "checkpoints"):
+                return phase
+        return None
+
+    found = hosts.from_lead(find)
+    return None if found is None else workdir / found
 
 
 def find_run(workdir: Path, phases: tuple[str, ...], field: str) -> str:
@@ -364,7 +378,7 @@ def make_state(
         variables = {**variables, "lora": adapters}
     trainable, frozen = _split(variables, model.config)
     shardings = _state_shardings(trainable, model.config, optimizer, layout)
-    trainable = jax.device_put(trainable, shardings.trainable)
+    trainable = hosts.put(trainable, shardings.trainable)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
     return TrainState(trainable, opt_state), frozen, shardings
 
@@ -452,5 +466,15 @@ def state_of(items: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A host batch on the mesh, its leading axis over the data axes."""
-    return jax.device_put(dict(batch), sharding.batch_sharding(mesh))
+    """A host batch, equal on all hosts, on the mesh, its leading axis over the data axes."""
+    return hosts.put(dict(batch), sharding.batch_sharding(mesh))
+
+
+def own_rows(rows: int, mesh: Mesh) -> np.ndarray:
+    """The rows of a batch that this process has to read: those that lie on its devices."""
+    return hosts.own_rows(rows, sharding.batch_sharding(mesh))
+
+
+def put_own_rows(batch: Mapping[str, np.ndarray], rows: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """As `put_batch` for a batch of `rows` rows of which each process has read its own."""
+    return hosts.put_own_rows(batch, rows, sharding.batch_sharding(mesh))

@@ -1,15 +1,21 @@
-"""Completions of questions with the engine, judged and ready to be written or shown."""
+"""Completions of questions with the engine, judged and ready to be written or shown.
 
+Several processes share the prompts out, and all get all completions.
+"""
+
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from empathy_jax import chain_of_empathy
+from empathy_jax import chain_of_empathy, hosts, replicas
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.generation import engine
+from empathy_jax.sharding import Layout
 from empathy_jax.training.common import Model
 
 
@@ -37,12 +43,49 @@ def generate(
     """Sampled completions of prompts, those of one prompt side by side.
 
     `first` is the number of the first prompt among those that share the key: however these are cut
-    into calls, they get the same samples. `row_ids` names the random stream of each completion
-    instead.
+    into calls, and calls into the shares of processes, they get the same samples. `row_ids` names the
+    random stream of each completion instead.
     """
-    first_row = first * samples_per_prompt
     if row_ids is None:
+        first_row = first * samples_per_prompt
         row_ids = range(first_row, first_row + len(prompts) * samples_per_prompt)
+    if hosts.count() == 1:
+        return _generate(key, variables, model, prompts, config, samples_per_prompt, row_ids)
+    own = hosts.share(len(prompts))
+    mesh = jax.tree.leaves(variables["params"])[0].sharding.mesh
+    layout = Layout(mesh, tuple(tuple(rule) for rule in config.mesh.rules))
+    used = {name: tree for name, tree in variables.items() if name in ("params", "lora")}
+    copied, own_mesh = replicas.own_copy(used, model.module.param_table(model.config), layout)
+    own_rows = slice(own.start * samples_per_prompt, own.stop * samples_per_prompt)
+    key_data = np.asarray(jax.random.key_data(key))
+    with jax.set_mesh(own_mesh):
+        key = jax.random.wrap_key_data(key_data)  # which belonged to the mesh of all
+        made = _generate(
+            key, copied, model, prompts[own], config, samples_per_prompt, row_ids[own_rows]
+        )
+    return _joined(made, len(prompts), samples_per_prompt)
+
+
+def _joined(made: engine.Completions, prompts: int, samples: int) -> engine.Completions:
+    """The completions of all processes, in the order of the prompts, from each process's own."""
+    whole = {}
+    for field in dataclasses.fields(made):
+        values = getattr(made, field.name)
+        by_prompt = values.reshape(-1, samples, *values.shape[1:])
+        found = hosts.gather_shares(by_prompt, prompts)
+        whole[field.name] = found.reshape(-1, *values.shape[1:])
+    return engine.Completions(**whole)
+
+
+def _generate(
+    key: jax.Array,
+    variables: dict[str, Any],
+    model: Model,
+    prompts: list[list[int]],
+    config: ConfigDict,
+    samples_per_prompt: int,
+    row_ids: Sequence[int],
+) -> engine.Completions:
     return engine.generate(
         variables["params"],
         model.config,

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from empathy_jax import chain_of_empathy, files, resources, sharding
+from empathy_jax import chain_of_empathy, files, hosts, resources, sharding
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pairs
 from empathy_jax.evaluation import probes, report, safety_table
@@ -140,11 +140,17 @@ def generate(
     run makes the rows that it would have made. `sigterm` ends the run after the batches at hand.
     """
     path, samples = folder / "generations.jsonl", config.evaluate.samples
-    size = max(1, BATCHES_PER_WRITE * config.sampling.rows // samples)
-    rows = list(files.read_jsonl(path)) if path.exists() else []
-    done = min(len(rows) // samples, len(questions))
-    rows = rows[: done * samples]
-    files.write_jsonl(path, rows)
+    size = max(1, BATCHES_PER_WRITE * config.sampling.rows * hosts.count() // samples)
+
+    def keep_whole_questions() -> int:
+        rows = list(files.read_jsonl(path)) if path.exists() else []
+        done = min(len(rows) // samples, len(questions))
+        files.write_jsonl(path, rows[: done * samples])
+        return done
+
+    done = hosts.from_lead(keep_whole_questions)
+    rows = list(files.read_jsonl(path))[: done * samples]
+    stop = hosts.Agreement()
     key = common.stream(config.seed, "evaluate")
     progress = Progress("evaluate", len(questions), every=1)
     for start in range(done, len(questions), size):
@@ -156,7 +162,7 @@ def generate(
         rows += made
         valid = np.mean([row["rule"] is None for row in rows])
         progress.update(min(start + size, len(questions)), {"valid": valid})
-        if sigterm and start + size < len(questions):
+        if stop.agreed(bool(sigterm)) and start + size < len(questions):
             raise workdirs.Preempted("evaluate", start + size)
     progress.close()
     return rows

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from empathy_jax import files, pytree, sharding
+from empathy_jax import files, hosts, pytree, sharding
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, hf, score_head, sentence_transformers_format
 from empathy_jax.training import common, model_card
@@ -50,12 +50,14 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     lines = usage(str(directory), model)
     print(f"[export] {directory}; to load it:", *lines, sep="\n  ", flush=True)
-    sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
+    written = hosts.from_lead(
+        lambda: sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    )
     figures = [
         {"name": name, "before": None, "after": value}
         for name, value in (
             ("parameters", pytree.count_params(model.variables["params"])),
-            ("bytes of weights", sum(sizes)),
+            ("bytes of weights", written),
         )
     ]
     more = {"model": init, "directory": str(directory), "usage": lines}
@@ -73,11 +75,11 @@ def load(init: str, config: ConfigDict) -> Model:
       ValueError: for a missing place, unfitting tensors, or a tokenizer that does not fit.
     """
     language, path = config.data.language, Path(init)
+    layout = sharding.make_layout(config.mesh)
     if common.is_run(path):
         described = json.loads((path / "model.json").read_text(encoding="utf-8"))
         if described["embedding"] is not None:
             language = None
-        layout = sharding.make_layout(config.mesh)
         return common.load_model(init, config.model, "config.model.init", language, layout)
     # Not through `load_model`, which casts all tensors to one dtype.
     found = common.find_hugging_face(init, "config.model.init")
@@ -91,7 +93,8 @@ def load(init: str, config: ConfigDict) -> Model:
         tokenizer = tokenizers.load_plain(source, architecture.vocab_size)
     if config.model.tokenizer:
         tokenizers.check_same_ids(tokenizer, folder, "config.model.tokenizer", "config.model.init")
-    params = hf.load_params(folder, architecture)
+    shardings = common.hf_shardings(architecture, layout)
+    params = hf.load_params(folder, architecture, shardings=shardings)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     variables = {"params": params}
     if embedding is not None and (head := score_head.read(folder)) is not None:
@@ -115,8 +118,9 @@ def write(
     Raises:
       OSError: when the disk cannot hold it; nothing is left behind then.
     """
-    for stale in directory.parent.glob(f".{directory.name}.*"):
-        shutil.rmtree(stale)
+    if hosts.is_lead():
+        for stale in directory.parent.glob(f".{directory.name}.*"):
+            shutil.rmtree(stale)
     model = _without_output_head(model)
     params, tokenizer = model.variables["params"], model.tokenizer
     files.require_space(directory.parent, pytree.tree_bytes(params))
@@ -136,6 +140,8 @@ def write(
             source_config=model.hf_config,
             generation_config={name: id_ for name, id_ in tokens.items() if id_ is not None},
         )
+        if not hosts.is_lead():
+            return
         tokenizers.save(tokenizer, folder)
         if model.embedding is not None:
             sentence_transformers_format.write(folder, model.embedding, model.config)

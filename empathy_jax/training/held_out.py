@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from empathy_jax import files
+from empathy_jax import files, hosts
 from empathy_jax.evaluation.calibration import mean_and_error
 from empathy_jax.training import common, completions, reward_terms
 from empathy_jax.training.common import Model
@@ -54,7 +54,12 @@ def measure(
 
 def paired_gain(folder: Path) -> dict[str, float]:
     """Mean change of the held-out reward, question by question, with its standard error."""
-    measured = [row["reward_per_question"] for row in files.read_jsonl(folder / FILE)]
-    change = np.asarray(measured[-1]) - np.asarray(measured[0])
+
+    def ends() -> tuple[list[float], list[float]]:
+        measured = [row["reward_per_question"] for row in files.read_jsonl(folder / FILE)]
+        return measured[0], measured[-1]
+
+    before, after = hosts.from_lead(ends)
+    change = np.asarray(after) - np.asarray(before)
     mean, error = mean_and_error(change)
     return {"mean": mean, "error": error, "questions": len(change)}

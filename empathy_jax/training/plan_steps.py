@@ -233,7 +233,7 @@ def _rl(config: ConfigDict, layout: Layout) -> list[Step]:
     shapes = {"model": architecture, "length": length, "keys": keys}
     placed, rows = _on_mesh(batch, layout), len(batch["tokens"])
     passes = min(settings.rows_per_pass, rows)
-    log_probs = policy_update.make_log_probs(architecture, settings)
+    log_probs = policy_update.make_log_probs(architecture, settings, layout.mesh)
     shared = shapes | {
         "rows": rows,
         "loops": _chunks(passes, length, layout),
@@ -408,7 +408,7 @@ def _scores(
     size = -(-scorer.ROWS_PER_PASS // parts) * parts
     names = ("tokens", "segment_ids", "positions")
     rows = {name: np.zeros((size, embedding.max_tokens), np.int32) for name in names}
-    embed = scorer.make_embed(judge, embedding.pooling)
+    embed = scorer.make_embed(judge, embedding.pooling, layout.mesh)
     texts = config.batch_size * (config.rl.group_size + 1)
     return Step(
         "reward scores",

@@ -253,7 +253,9 @@ def make_update(
     )
 
 
-def make_log_probs(config: decoder.DecoderConfig, settings: Settings) -> Callable[..., jax.Array]:
+def make_log_probs(
+    config: decoder.DecoderConfig, settings: Settings, mesh: Mesh
+) -> Callable[..., jax.Array]:
     """The compiled `rows_log_probs`, of (variables, batch)."""
     return jax.jit(
         functools.partial(
@@ -261,7 +263,8 @@ def make_log_probs(config: decoder.DecoderConfig, settings: Settings) -> Callabl
             config=config,
             temperature=settings.temperature,
             rows=settings.rows_per_pass,
-        )
+        ),
+        out_shardings=sharding.replicated(mesh),
     )
 
 

@@ -26,7 +26,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from empathy_jax import contrastive, files, sharding
+from empathy_jax import contrastive, files, hosts, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import arrangement, pairs
 from empathy_jax.data import tokenizer as tokenizers
@@ -220,6 +220,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             files.write_json(folder / "calibration.json", found)
 
     # Loop.
+    stop = hosts.Agreement()
     with (
         jax.set_mesh(layout.mesh),
         Recorder(folder, "reward_model", start, config.steps, config.log.every) as recorder,
@@ -241,10 +242,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             last = step == config.steps
             if last or step % config.log.validate_every == 0:
                 measure(state, step)
-            if last or sigterm or step % config.checkpoint.every == 0:
+            preempted = stop.agreed(bool(sigterm)) and not last
+            if last or preempted or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, common.checkpoint_items(state, frozen))
-                if sigterm and not last:
+                if preempted:
                     checkpointer.wait()
                     raise workdirs.Preempted("reward_model", step)
 
@@ -296,21 +298,29 @@ def arranged(
     if section.in_batch == "random":
         size = config.batch_size
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+
+    def kept() -> list[list[int]] | None:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    if (batches := hosts.from_lead(kept)) is not None:
+        return batches
     if section.in_batch == "same_topic":
         similarity = arrangement.by_topic([stream.topic(pair) for pair in chosen])
     else:
         questions = scorer.embed_questions([stream.question(pair) for pair in chosen])
         similarity = questions @ questions.T
     groups = [stream.group(pair) for pair in chosen]
-    order = arrangement.by_similarity(
-        similarity, groups, config.batch_size, section.company, (config.seed, first)
-    )
-    batches = [[chosen[index] for index in batch] for batch in order]
-    path.parent.mkdir(exist_ok=True)
-    files.write_json(path, batches)
-    return batches
+
+    def choose() -> list[list[int]]:
+        order = arrangement.by_similarity(
+            similarity, groups, config.batch_size, section.company, (config.seed, first)
+        )
+        batches = [[chosen[int(index)] for index in batch] for batch in order]
+        path.parent.mkdir(exist_ok=True)
+        files.write_json(path, batches)
+        return batches
+
+    return hosts.from_lead(choose)
 
 
 def _check_choices(config: ConfigDict) -> None:
@@ -382,7 +392,7 @@ def load(config: ConfigDict, layout: Layout, records: list[dict]) -> Model:
         model.variables.pop("head", None)
     elif "head" not in model.variables:
         head = score_head.init_params(model.config.width)
-        model.variables["head"] = jax.device_put(head, sharding.replicated(layout.mesh))
+        model.variables["head"] = hosts.put(head, sharding.replicated(layout.mesh))
     embedding = Embedding(pooling, section.max_tokens, *prompts, has_head)
     return dataclasses.replace(model, embedding=embedding)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from empathy_jax import files, sharding
+from empathy_jax import files, hosts, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
@@ -78,7 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     def checkpoint_items() -> dict:
         """Everything that the next step depends on."""
         items = common.checkpoint_items(state, frozen)
-        items["carried"] = jax.device_put(carried, sharding.replicated(mesh))
+        items["carried"] = hosts.put(carried, sharding.replicated(mesh))
         return items | ({"reference": reference} if settings.reference_every else {})
 
     start, items = common.restore_items(folder / "checkpoints", checkpoint_items())
@@ -88,7 +88,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     # Compiled steps.
     update = policy_update.make_update(model.config, settings, optimizer, shardings, mesh)
-    log_probs = policy_update.make_log_probs(model.config, settings)
+    log_probs = policy_update.make_log_probs(model.config, settings, mesh)
 
     def sample(step: int, number: int) -> rollouts.Rollout:
         """Round `number` of a step: its own questions, or fresh ones where groups lack signal."""
@@ -114,6 +114,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     # Loop.
     files.keep_jsonl(folder / "rollouts.jsonl", lambda row: row["step"] <= start)
     files.keep_jsonl(folder / held_out.FILE, lambda row: start > 0 and row["step"] <= start)
+    stop = hosts.Agreement()
     with (
         jax.set_mesh(mesh),
         Recorder(folder, "rl", start, config.steps, config.log.every) as recorder,
@@ -168,10 +169,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 recorder.write(step, measure_held_out(step))
             if last or step % config.log.validate_every == 0:
                 recorder.say(completions.show(rollout.rows[0]))
-            if last or sigterm or step % config.checkpoint.every == 0:
+            preempted = stop.agreed(bool(sigterm)) and not last
+            if last or preempted or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, checkpoint_items())
-                if sigterm and not last:
+                if preempted:
                     checkpointer.wait()
                     raise workdirs.Preempted("rl", step)
         if stopped is not None:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from empathy_jax import sharding
+from empathy_jax import hosts, sharding
 from empathy_jax.data import pairs
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, encoder, score_head
@@ -53,13 +54,13 @@ def embed_rows(
     return normalise(pool(hidden, segment_ids, pooling, pairs.SEGMENTS))
 
 
-def make_embed(config: Any, pooling: str) -> Callable[..., jax.Array]:
+def make_embed(config: Any, pooling: str, mesh: Mesh) -> Callable[..., jax.Array]:
     """The compiled `embed_rows`, of (variables, rows)."""
 
     def embed(variables: dict[str, Any], rows: dict[str, jax.Array]) -> jax.Array:
         return embed_rows(variables, config, pooling, rows)
 
-    return jax.jit(embed)
+    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
 class Scorer:
@@ -81,7 +82,7 @@ class Scorer:
         self._rows_per_pass = rows_per_pass
         self.calibration = calibrated
         self.has_head, self.max_tokens = model.embedding.has_head, model.embedding.max_tokens
-        self._embed = make_embed(model.config, model.embedding.pooling)
+        self._embed = make_embed(model.config, model.embedding.pooling, layout.mesh)
 
     def with_variables(self, variables: dict[str, Any]) -> "Scorer":
         """The same model with other weights; nothing is compiled anew."""
@@ -109,7 +110,8 @@ class Scorer:
     def quality(self, questions: list[str], answers: list[str]) -> np.ndarray:
         """The head's grade of each answer, float32 [N]; only for a model with a head."""
         vectors = (self.embed_questions(questions), self.embed_answers(answers))
-        return np.asarray(score_head.grade(self._variables["head"], *map(jnp.asarray, vectors)))
+        head = jax.device_get(self._variables["head"])
+        return np.asarray(score_head.grade(head, *map(jnp.asarray, vectors)))
 
     def _embed_texts(self, texts: list[str], prompt: str) -> np.ndarray:
         """Vectors of prompt + text; equal texts are embedded once."""
@@ -173,6 +175,9 @@ def find_scorer(
 ) -> Scorer | None:
     """`load_scorer` where a reward model is named, or a calibrated one is in WORKDIR; else None."""
     judge = common.first_run(workdir, ("reward_model",))
-    if config.reward_model.init or (judge is not None and (judge / "calibration.json").exists()):
+    is_calibrated = hosts.from_lead(
+        lambda: judge is not None and (judge / "calibration.json").exists()
+    )
+    if config.reward_model.init or is_calibrated:
         return load_scorer(config, workdir, layout, rows_per_pass)
     return None

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from empathy_jax import chain_of_empathy, files, losses, passes, sharding
+from empathy_jax import chain_of_empathy, files, hosts, losses, passes, sharding
 from empathy_jax.checkpoint import Checkpointer
 from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pipeline
@@ -159,14 +159,16 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         folder,
     )
     shape = (config.sft.row_tokens, config.batch_size, model.tokenizer.pad_token_id)
-    dataset = pipeline.packed_dataset(examples["train"], *shape, seed=config.seed)
+    packed = functools.partial(
+        pipeline.packed_dataset, seed=config.seed, read=common.own_rows(config.batch_size, mesh)
+    )
+    dataset = packed(examples["train"], *shape)
     if config.sft.shuffled_every:
-        shuffled = pipeline.packed_dataset(
+        shuffled = packed(
             examples_lib.shuffled_examples(
                 records["train"], model.tokenizer, config.sft.row_tokens
             ),
             *shape,
-            seed=config.seed,
         )
     validation = list(pipeline.padded_batches(examples["validation"], *shape))
     common.save_model_folder(folder, model)
@@ -178,7 +180,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     start, state = common.restore_state(folder / "checkpoints", state, frozen)
     tags = tag_ids(model.tokenizer)
     update = make_update(config, model.config, optimizer, shardings, mesh, tags)
-    evaluate = jax.jit(functools.partial(loss_fn, config=model.config))
+    evaluate = jax.jit(
+        functools.partial(loss_fn, config=model.config), out_shardings=sharding.replicated(mesh)
+    )
 
     def validation_loss(state: TrainState) -> float:
         sums = [
@@ -198,6 +202,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     # Loop.
     files.keep_jsonl(folder / "samples.jsonl", lambda row: start > 0 and row["step"] <= start)
+    stop = hosts.Agreement()
     with (
         jax.set_mesh(mesh),
         Recorder(folder, "sft", start, config.steps, config.log.every) as recorder,
@@ -210,7 +215,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         for step in range(start + 1, config.steps + 1):
             is_shuffled = config.sft.shuffled_every and step % config.sft.shuffled_every == 0
             batch = (shuffled if is_shuffled else dataset)[step - 1]
-            state, metrics = update(state, frozen, common.put_batch(batch, mesh))
+            batch = common.put_own_rows(batch, config.batch_size, mesh)
+            state, metrics = update(state, frozen, batch)
             recorder.push(step, metrics)
             last = step == config.steps
             if last or step % config.log.validate_every == 0:
@@ -223,10 +229,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 recorder.say(completions.show(rows[0]))
             elif config.sft.sample_every and step % config.sft.sample_every == 0:
                 recorder.say(completions.show(sample(state, step, 1)[0]))
-            if last or sigterm or step % config.checkpoint.every == 0:
+            preempted = stop.agreed(bool(sigterm)) and not last
+            if last or preempted or step % config.checkpoint.every == 0:
                 recorder.flush()
                 checkpointer.save(step, common.checkpoint_items(state, frozen))
-                if sigterm and not last:
+                if preempted:
                     checkpointer.wait()
                     raise workdirs.Preempted("sft", step)
 

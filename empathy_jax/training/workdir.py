@@ -19,14 +19,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from empathy_jax import checkpoint, files, resources
+from empathy_jax import checkpoint, files, hosts, resources
 from empathy_jax.training import common
 
-# Fields that may change between a run and its resumption: they do not change what is computed, or
-# say how much of it.
+# Fields that may change between a run and its resumption: they do not change what is computed (another
+# mesh no more than rounding), or say how much of it.
 FREE_FIELDS = (
     "log",
     "checkpoint",
+    "mesh",
     "corpus.workers",
     "annotate.base_url",
     "annotate.api_key_env",
@@ -123,13 +124,17 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
       ValueError: when the folder was made with other values or, in training, from other models;
         names each difference.
     """
+    hosts.from_lead(lambda: _make_ready(workdir / phase, phase, config))
+    return workdir / phase
+
+
+def _make_ready(folder: Path, phase: str, config: ConfigDict) -> None:
     _check_counts(phase, config)
-    folder = workdir / phase
     resolved = json.loads(config.to_json_best_effort())
     _check_finite(resolved)
     written = folder / "config.json"
     begun = any(_has_content(folder / name) for name in BEGUN)
-    taken = models_taken(workdir, phase, config)
+    taken = models_taken(folder.parent, phase, config)
     if begun and written.exists():
         before = json.loads(written.read_text(encoding="utf-8"))
         differing = [
@@ -158,7 +163,6 @@ def open_phase(workdir: Path, phase: str, config: ConfigDict) -> Path:
     files.write_json(folder / "inputs.json", taken)
     files.write_json(folder / "environment.json", environment())
     resources.begin(folder)
-    return folder
 
 
 def models_taken(workdir: Path, phase: str, config: ConfigDict) -> dict[str, dict]:
@@ -238,8 +242,12 @@ def _check_finite(value: Any, name: str = "config") -> None:
 
 def finished(folder: Path) -> dict | None:
     """The summary of a phase that ran to its end, else None."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def read() -> dict | None:
+        path = folder / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    return hosts.from_lead(read)
 
 
 def figure(folder: Path, label: str, metric: str) -> dict:
@@ -247,8 +255,12 @@ def figure(folder: Path, label: str, metric: str) -> dict:
 
     With a metric `<name>_error` beside it, standard errors are given too.
     """
-    rows = [row for row in files.read_jsonl(folder / "metrics.jsonl") if metric in row]
-    first, last = rows[0], rows[-1]
+
+    def ends() -> tuple[dict, dict]:
+        rows = [row for row in files.read_jsonl(folder / "metrics.jsonl") if metric in row]
+        return rows[0], rows[-1]
+
+    first, last = hosts.from_lead(ends)
     result = {"name": label, "before": first[metric], "after": last[metric]}
     if f"{metric}_error" in first:
         result["error_before"] = first[f"{metric}_error"]
@@ -266,16 +278,20 @@ def finish(folder: Path, phase: str, began: float, figures: list[dict], **more: 
       figures: {"name", "before", "after", "error_before"?, "error_after"?} each.
       more: further facts, JSON values.
     """
-    used = resources.note(folder)
-    summary = {
-        "phase": phase,
-        "seconds": round(used["earlier_seconds"] + time.monotonic() - began, 1),
-        "peak_memory_bytes": used["peak_memory_bytes"],
-        "figures": figures,
-        **more,
-    }
-    files.write_json(folder / "summary.json", summary)
-    return summary
+
+    def write() -> dict:
+        used = resources.note(folder)
+        summary = {
+            "phase": phase,
+            "seconds": round(used["earlier_seconds"] + time.monotonic() - began, 1),
+            "peak_memory_bytes": used["peak_memory_bytes"],
+            "figures": figures,
+            **more,
+        }
+        files.write_json(folder / "summary.json", summary)
+        return summary
+
+    return hosts.from_lead(write)
 
 
 def environment() -> dict:
@@ -285,7 +301,7 @@ def environment() -> dict:
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
-        "processes": jax.process_count(),
+        "processes": hosts.count(),
         "cpus": os.cpu_count(),
         "commit": _commit(),
         "command": sys.argv,

@@ -121,6 +121,18 @@ def test_every_epoch_visits_each_row_once_in_its_own_order():
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_a_batch_is_the_same_however_its_rows_are_read():
+    """Batches of 4 of 7 rows, so that some span two epochs, read by one, by two and by three."""
+    examples = _examples([9, 8, 10, 7, 9, 10, 8])
+    whole = pipeline.packed_dataset(examples, 10, 4, PAD, seed=0)
+    for parts in ([[0, 1], [2, 3]], [[3], [0, 2], [1]]):
+        readers = [pipeline.packed_dataset(examples, 10, 4, PAD, 0, read) for read in parts]
+        for step in (0, 1, 2, 100):
+            for read, reader in zip(parts, readers, strict=True):
+                for name, value in reader[step].items():
+                    np.testing.assert_array_equal(value, whole[step][name][read])
+
+
 def test_padded_batches_show_each_example_once_in_order():
     examples = _examples([3, 5, 2, 4, 6])
     batches = list(pipeline.padded_batches(examples, 6, 2, PAD))

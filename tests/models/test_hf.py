@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import jax
 import ml_dtypes
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import parity
+from empathy_jax import sharding
 from empathy_jax.models import decoder, encoder, hf
-from empathy_jax.pytree import flatten_paths
+from empathy_jax.pytree import flatten_paths, tree_bytes, unflatten_paths
 
 ARCHITECTURES = {
     "qwen3 tied": parity.DECODERS["qwen3 tied"],
@@ -130,6 +133,75 @@ def test_dtype_on_the_way_in_and_out(tmp_path):
     for folder in (tmp_path / "in", tmp_path / "out"):
         assert_same_tensors(tensors_in(folder), expected)
         assert hf.read_json(folder / "config.json")["dtype"] == "bfloat16"
+
+
+LARGER = dataclasses.replace(
+    FRESH, width=128, mlp_width=256, num_layers=8, num_kv_heads=2, tie_embeddings=False
+)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """(folder, config, layout over 8 devices) of a decoder whose tensors are a small part of it."""
+    folder = tmp_path_factory.mktemp("larger")
+    rng = np.random.default_rng(0)
+    table = decoder.param_table(LARGER)
+    made = {spec.path: rng.standard_normal(spec.shape, np.float32) for spec in table}
+    hf.save_model(folder, LARGER, unflatten_paths(made), max_shard_bytes=1e6)
+    mesh = jax.make_mesh((2, 2, 2), sharding.AXES[:3], axis_types=(AxisType.Auto,) * 3)
+    rules = (("vocab", "fsdp"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"))
+    return folder, LARGER, sharding.Layout(mesh, (*rules, ("embed", "fsdp"), ("head", "data")))
+
+
+def _shardings(config, layout):
+    table = hf.param_table(config)
+    shapes = {spec.path: jax.ShapeDtypeStruct(spec.shape, np.float32) for spec in table}
+    return sharding.param_shardings(unflatten_paths(shapes), table, layout)
+
+
+def test_parameters_are_read_to_where_they_lie(larger):
+    folder, config, layout = larger
+    shardings = _shardings(config, layout)
+    params = flatten_paths(hf.load_params(folder, config, "bfloat16", shardings))
+    places, whole = flatten_paths(shardings), flatten_paths(hf.load_params(folder, config))
+    assert params.keys() == whole.keys()
+    for path, leaf in whole.items():
+        assert params[path].sharding == places[path]
+        np.testing.assert_array_equal(params[path], leaf.astype(ml_dtypes.bfloat16), err_msg=path)
+    assert not params["layers/attention/q/kernel"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen2 tied"])
+def test_biases_and_encoders_are_read_to_where_they_lie(name, larger, tmp_path):
+    parity.torch_model(ARCHITECTURES[name]).save_pretrained(tmp_path)
+    config = hf.read_config(tmp_path)
+    params = flatten_paths(hf.load_params(tmp_path, config, None, _shardings(config, larger[2])))
+    for path, leaf in flatten_paths(hf.load_params(tmp_path, config)).items():
+        np.testing.assert_array_equal(params[path], leaf, err_msg=path)
+
+
+def test_the_host_holds_a_part_at_a_time(larger, tmp_path):
+    """Beside the model itself: a few tensors or parts in reading, a few tensors in writing."""
+    folder, config, layout = larger
+    shardings = _shardings(config, layout)
+    tensor = 4 * max(np.prod(spec.hf_shape) for spec in hf.param_table(config))
+    tracemalloc.start()
+    try:
+        params = jax.block_until_ready(hf.load_params(folder, config, None, shardings))
+        held, peak = tracemalloc.get_traced_memory()
+        part = max(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
+        size = tree_bytes(params)
+        assert peak - held < 3 * max(part, tensor)
+        hf.save_model(tmp_path / "compiled", config, params, max_shard_bytes=1e6)
+        tracemalloc.reset_peak()
+        held, _ = tracemalloc.get_traced_memory()
+        hf.save_model(tmp_path / "out", config, params, max_shard_bytes=1e6)
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak - held < 6 * tensor
+    finally:
+        tracemalloc.stop()
+    assert 6 * tensor < size / 2
+    assert_same_tensors(tensors_in(tmp_path / "out"), tensors_in(folder))
 
 
 def edit(folder, change):

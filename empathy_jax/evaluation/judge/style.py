@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from empathy_jax.evaluation.metrics.tokens import characters
 from empathy_jax.evaluation.ranking.statistics import Floats
-from empathy_jax.evaluation.text_metrics import characters
 
 _NUMBER = r"\d{1,2}|[一二三四五六七八九十]{1,2}"
 _ITEM = re.compile(
