@@ -23,6 +23,7 @@ from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.evaluation.metrics.overlap import Floats
 from empathy_jax.evaluation.metrics.tokens import Ints
 from empathy_jax.models import encoder
+from empathy_jax.models.attention import segment_mask
 from empathy_jax.models.pooling import normalise
 from empathy_jax.types import Array, Float, Int, Params
 
@@ -121,10 +122,8 @@ def embed(
     """Unit vectors of the tokens, by the encoder's last layer; those at padding mean nothing."""
     count = jnp.arange(tokens.shape[1])
     positions = jnp.broadcast_to(count, tokens.shape)
-    attention_mask = jnp.broadcast_to(
-        (count < lengths[:, None])[:, None, :], (*tokens.shape, tokens.shape[1])
-    )
-    return normalise(encoder.hidden_states(params, config, tokens, positions, attention_mask))
+    mask = segment_mask((count < lengths[:, None]).astype(jnp.int32))
+    return normalise(encoder.hidden_states(params, config, tokens, positions, mask))
 
 
 @jax.jit
