@@ -23,9 +23,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import (
-    distributed,
-)  # jax.process_index() would take the devices; the store is not public
+from jax._src import distributed  # for the key-value store, and numbers that need no device
 from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -33,15 +31,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from empathy_jax import files
 
 HEARTBEAT_SECONDS = 60  # without a sign of life of a process, after which all others end
-_FOREVER_MS = (
-    7 * 24 * 3600 * 1000
-)  # what may take so long is ended by the heartbeats, not by a clock
+_FOREVER_MS = 7 * 24 * 3600 * 1000  # such waits are ended by the heartbeats, not by a clock
 _FAILURE = "empathy_jax/failure"
 _POLL_SECONDS = 1.0  # between two looks for a failure
 _SILENCES = 5  # looks that the lead leaves without an answer, after which it is taken for gone
-_turns = (
-    itertools.count()
-)  # of `from_all`: the same on all processes, which call it in the same order
+_turns = itertools.count()  # of talks: the same on all processes, which talk in the same order
 _is_alone = contextvars.ContextVar("_is_alone", default=False)  # in what the lead does for all
 _ending = threading.Lock()  # taken by whoever prints the last line of this process
 

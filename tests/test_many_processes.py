@@ -181,7 +181,7 @@ SFT = {
     "batch_size": 8,
     "checkpoint.every": 10,
     "log.validate_every": 5,
-    "sft.samples": 3,
+    "sft.samples": 1,  # the share of one process; the other compiles no generation
     "sft.sample_every": 0,
     "model.num_layers": 1,
     "data.max_completion_tokens": 32,
