@@ -64,7 +64,7 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]"],  # --plan too: it compiles for TPUs without one
         "test": [
             "accelerate==1.15.0",  # trl needs it
             "beartype>=0.21",

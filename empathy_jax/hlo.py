@@ -115,7 +115,7 @@ def cost(text: str, loops: int = 1) -> Cost:
         opcode = instruction.opcode
         if opcode == "while":
             condition = instruction.called("condition")
-            count = _trip_count(instruction, computations[condition])
+            count = _trip_count(instruction, computation, computations)
             once = of_computation(instruction.called("body")).plus(of_computation(condition))
             if count is None:
                 once, count = dataclasses.replace(once, guessed=once.guessed + 1), loops
@@ -256,15 +256,59 @@ def _bits(dtype: str) -> int:
 # --- loops ---
 
 
-def _trip_count(loop: Instruction, condition: Computation) -> int | None:
-    """How often the body of a loop runs, where the program says so; counters begin at 0."""
+def _trip_count(
+    loop: Instruction, computation: Computation, computations: dict[str, Computation]
+) -> int | None:
+    """How often the body of a loop runs, where the program says so.
+
+    Its condition is `counter < constant`; where it begins and how far it steps is looked for, and taken
+    to be 0 and 1 where it is not found.
+    """
     if known := re.search(r"known_trip_count\D*(\d+)", loop.rest):
         return int(known[1])
-    (root,) = (i for i in condition.values() if i.is_root)
+    condition, body = (computations[loop.called(role)] for role in ("condition", "body"))
+    root = _root(condition)
     if root.opcode != "compare" or "direction=LT" not in root.rest:
         return None
-    bound = condition[root.operands[1]]
-    return int(bound.operands[0]) if bound.opcode == "constant" else None
+    counter, bound = (condition[name] for name in root.operands)
+    if bound.opcode != "constant" or counter.opcode != "get-tuple-element":
+        return None
+    place = int(re.search(r"index=(\d+)", counter.rest)[1])
+    begin = _constant(_element(computation[loop.operands[0]], place, computation))
+    step = _increment(_element(_root(body), place, body), body, computations)
+    return max(-(-(int(bound.operands[0]) - begin) // step), 0)
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(i for i in computation.values() if i.is_root)
+
+
+def _element(made: Instruction, place: int, computation: Computation) -> Instruction | None:
+    """What a tuple holds in a place, where it is put together here."""
+    while made.opcode == "copy" or made.opcode == "bitcast":
+        made = computation[made.operands[0]]
+    found = computation[made.operands[place]] if made.opcode == "tuple" else None
+    while found is not None and found.opcode in ("copy", "bitcast"):
+        found = computation[found.operands[0]]
+    return found
+
+
+def _constant(value: Instruction | None) -> int:
+    """An integer constant; 0 for anything else."""
+    is_number = value is not None and value.opcode == "constant"
+    return int(value.operands[0]) if is_number and value.operands[0].isdigit() else 0
+
+
+def _increment(
+    value: Instruction | None, computation: Computation, computations: dict[str, Computation]
+) -> int:
+    """The constant that a counter is increased by; 1 for anything else."""
+    if value is not None and value.opcode == "fusion":
+        computation = computations[value.called("calls")]
+        value = _root(computation)
+    if value is None or value.opcode != "add":
+        return 1
+    return max(max(_constant(computation.get(name)) for name in value.operands), 1)
 
 
 # --- memory traffic ---
@@ -304,7 +348,7 @@ def _fusion_bytes(
         operand = computation[fusion.operands[int(parameter.operands[0])]]
         whole = _bytes(operand.shape)
         total += min(whole, _read(parameter, users)) if whole else 0
-    (root,) = (i for i in inside.values() if i.is_root)
+    root = _root(inside)
     results = root.operands if root.opcode == "tuple" else (root.name,)
     written = sum(_written(inside[name], inside) for name in results)
     return total + min(written, _bytes(fusion.shape))

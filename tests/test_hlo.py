@@ -19,7 +19,9 @@ LOOP = """
       %x = f32[4,8]{{1,0}} get-tuple-element(%carry), index=1
       %w = f32[8,8]{{1,0:S(1)}} constant({{...}})
       %y = f32[4,8]{{1,0}} dot(%x, %w), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
-      ROOT %next = (s32[], /*index=1*/f32[4,8]{{1,0}}) tuple(%i, %y)
+      %step = s32[] constant({step})
+      %j = s32[] add(%i, %step)
+      ROOT %next = (s32[], /*index=1*/f32[4,8]{{1,0}}) tuple(%j, %y)
     }}
 
     %condition (carry.1: (s32[], f32[4,8])) -> pred[] {{
@@ -29,8 +31,10 @@ LOOP = """
       ROOT %less = pred[] compare(%i.1, %n), direction=LT
     }}
 
-    ENTRY %main (start: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {{
-      %start = (s32[], f32[4,8]{{1,0}}) parameter(0)
+    ENTRY %main (a: f32[4,8]) -> (s32[], f32[4,8]) {{
+      %a = f32[4,8]{{1,0}} parameter(0)
+      %begin = s32[] constant({begin})
+      %start = (s32[], f32[4,8]{{1,0}}) tuple(%begin, %a)
       ROOT %loop = (s32[], f32[4,8]{{1,0}}) while(%start), condition=%condition, body=%body{known}
     }}
 """
@@ -46,10 +50,16 @@ ONE = 2 * 4 * 8 * 8
     ],
 )
 def test_a_loop_counts_as_often_as_it_runs(bound, known, count, guessed):
-    found = _cost(LOOP.format(bound=bound, known=known), loops=5)
+    found = _cost(LOOP.format(bound=bound, known=known, begin=0, step=1), loops=5)
     assert found.flops == count * ONE and found.guessed == guessed
-    # Read x, written y; w lies on the chip. The comparison moves two counters and a bool.
-    assert found.bytes == count * (2 * 4 * 8 * 4 + 9)
+    # Read x, written y; w lies on the chip. The counter is increased, and compared to a bool.
+    assert found.bytes == count * (2 * 4 * 8 * 4 + 12 + 9)
+
+
+@pytest.mark.parametrize(("begin", "step", "count"), [(0, 2, 3), (2, 2, 2), (1, 2, 3), (4, 1, 2)])
+def test_a_loop_that_begins_late_or_takes_long_steps(begin, step, count):
+    text = LOOP.format(bound="constant(6)", known="", begin=begin, step=step)
+    assert _cost(text).flops == count * ONE
 
 
 def test_a_fusion_reads_of_a_sliced_operand_the_slice_and_writes_what_it_updates():

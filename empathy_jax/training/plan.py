@@ -171,11 +171,10 @@ def _compiled(step: Step, layout: Layout, target: Slice, by_hand: Estimate) -> E
     try:
         compiled = step.program.lower(*step.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error))
-        if needed is None:
+        temporaries = refused_temporaries(str(error), by_hand.arguments // per_chip)
+        if temporaries is None:
             raise
-        temporaries = max(needed * per_chip - by_hand.arguments, 0)
-        return dataclasses.replace(by_hand, temporaries=temporaries)
+        return dataclasses.replace(by_hand, temporaries=temporaries * per_chip)
     seconds = time.process_time() - began
     memory = compiled.memory_analysis()
     found = hlo.cost(compiled.as_text(), step.loops)
@@ -194,14 +193,21 @@ def _compiled(step: Step, layout: Layout, target: Slice, by_hand: Estimate) -> E
     )
 
 
-def needed_bytes(message: str) -> int | None:
-    """Bytes of a device that a program wants which the compiler refuses for its size; None for another
-    message."""
-    found = re.search(r"memory required[^(]*\(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", message)
+def refused_temporaries(message: str, arguments: int) -> int | None:
+    """Bytes between arguments and results of a program that the compiler refuses for its size.
+
+    Args:
+      message: the compiler's; it names the temporaries, or all that is used.
+      arguments: bytes of a device.
+
+    Returns:
+      None for another message.
+    """
+    found = re.search(r"(HLO temporaries \(|Used )([\d.]+)([KMGT])", message)
     if found is None:
         return None
-    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
-    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
+    size = int(float(found[2]) * 1024 ** ("KMGT".index(found[3]) + 1))
+    return max(size - arguments, 0) if found[1] == "Used " else size
 
 
 def _collectives(cost: hlo.Cost, layout: Layout, target: Slice) -> dict[str, tuple[float, float]]:
