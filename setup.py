@@ -58,12 +58,21 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        # To load an export and compare it, and for weights of 8 or 4 bits.
+        "verify": [
+            "compressed-tensors>=0.20",
+            "peft>=0.21",
+            "sentence-transformers>=6",
+            "torch>=2.10",
+        ],
         "test": [
             "accelerate==1.15.0",  # trl needs it
             "beartype>=0.21",
             "chex>=0.1.90",
             "choix>=0.4.1",  # the oracle of Plackett-Luce
+            "compressed-tensors>=0.20",  # the format of rounded weights, for transformers and vLLM
             "hypothesis>=6",
+            "peft>=0.21",  # the oracle of exported adapters
             "playwright>=1.60",  # drives the ranking page where a Chromium is installed
             "psutil>=6",
             "pytest>=9",
