@@ -65,14 +65,23 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],  # --plan too: it compiles for TPUs without one
+        # To load an export and compare it, and for weights of 8 or 4 bits.
+        "verify": [
+            "compressed-tensors>=0.20",
+            "peft>=0.21",
+            "sentence-transformers>=6",
+            "torch>=2.10",
+        ],
         "test": [
             "accelerate==1.15.0",  # trl needs it
             "beartype>=0.21",
             "bert-score==0.3.13",  # the oracle of BERTScore
             "chex>=0.1.90",
             "choix>=0.4.1",  # the oracle of Plackett-Luce
+            "compressed-tensors>=0.20",  # the format of rounded weights, for transformers and vLLM
             "hypothesis>=6",
             "nltk>=3.10",  # the oracle of METEOR
+            "peft>=0.21",  # the oracle of exported adapters
             "playwright>=1.60",  # drives the ranking page where a Chromium is installed
             "psutil>=6",
             "pytest>=9",

@@ -268,6 +268,13 @@ def _fields(size: str) -> ConfigDict:
             "export": {
                 "dtype": "",  # float32 | bfloat16 | float16; empty: as trained
                 "max_shard_bytes": 5_000_000_000,
+                "adapter": False,  # of a run with lora_rank: adapters for PEFT as well
+                "weight_only": "",  # int8 | int4: rounded weights as well; needs torch
+                "license": "",  # as the hub spells it (apache-2.0), for the card; empty: not stated
+                "verify": False,  # load it with torch and compare the outputs with ours
+                "upload": "",  # owner/name on the hub; empty: nowhere
+                "upload_part": "hf",  # hf | adapter | int8 | int4
+                "dry_run": False,  # upload: show what would be sent
             },
             "generate": {
                 "question": "",  # answered in the terminal; "-": standard input; empty: data.questions

@@ -4,7 +4,8 @@
 
 exports the newest model of runs/a (rl, else sft) to runs/a/export/hf; any other with
 --config.model.init=WORKDIR/<phase>, a directory or a hub id. Imported weights that were not trained
-go through byte for byte. --config.export.dtype=bfloat16 halves float32 weights.
+go through byte for byte. --config.export.dtype=bfloat16 halves float32 weights. Adapters, 8 and 4 bits,
+the comparison with transformers and the upload to a hub: docs/export.md.
 """
 
 from ml_collections import ConfigDict

@@ -48,7 +48,14 @@ FLOORS = (
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Seconds and hundreds of megabytes each: imported inside the functions that need them.
-HEAVY = {"matplotlib", "tensorflow", "tensorflow_text"}
+HEAVY = {
+    "compressed_tensors",
+    "matplotlib",
+    "peft",
+    "sentence_transformers",
+    "tensorflow",
+    "tensorflow_text",
+}
 
 
 def _sources(folder: Path) -> Iterator[tuple[Path, ast.Module]]:

@@ -1,5 +1,11 @@
-"""Adapters written in the format of the PEFT library, beside the base model they belong to."""
+"""Adapters written in the format of the PEFT library, beside the base model they belong to.
 
+PEFT names an adapter after its module in the torch model, so the names follow from the class that the
+model is loaded with, whatever prefix the tensors of its checkpoint have: AutoModelForCausalLM keeps
+the decoder under `model.`, AutoModel has its layers at the top.
+"""
+
+import dataclasses
 import os
 
 import jax
@@ -13,7 +19,7 @@ from empathy_jax.models.lora import adapted_specs, check_rank
 from empathy_jax.pytree import flatten_paths
 from empathy_jax.types import Params
 
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save_adapter(
@@ -21,6 +27,8 @@ def save_adapter(
     config: DecoderConfig | EncoderConfig,
     lora: Params,
     base_model: str,
+    *,
+    generates: bool,
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors, whole or not at all.
 
@@ -31,13 +39,16 @@ def save_adapter(
         config: configuration of the base model, with the adapters' rank and alpha.
         lora: adapter tree as `init_adapters` makes it.
         base_model: hub id or directory of the base model, for PEFT to load.
+        generates: whether the model writes text and is loaded with AutoModelForCausalLM; an encoder,
+            or a decoder that makes vectors, is loaded with AutoModel.
 
     Raises:
         ValueError: when an adapter's rank is not `config.lora_rank`, or `path` holds other files.
     """
     adapters = flatten_paths(lora)
+    in_torch = dataclasses.replace(config, name_prefix="model." if generates else "")
     tensors, modules = {}, set()
-    for spec in adapted_specs(param_table(config)):
+    for spec in adapted_specs(param_table(in_torch)):
         folder = spec.path.removesuffix("kernel")
         if folder + "a" not in adapters:
             continue
@@ -53,7 +64,8 @@ def save_adapter(
             tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(matrix_b)
     with whole_directory(path, (ADAPTER_FILE,)) as folder:
         save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-        write_json(folder / "adapter_config.json", _adapter_config(config, modules, base_model))
+        settings = _adapter_config(config, modules, base_model, generates)
+        write_json(folder / CONFIG_FILE, settings)
 
 
 def _module_suffix(module: str) -> str:
@@ -64,12 +76,11 @@ def _module_suffix(module: str) -> str:
 
 
 def _adapter_config(
-    config: DecoderConfig | EncoderConfig, modules: set[str], base_model: str
+    config: DecoderConfig | EncoderConfig, modules: set[str], base_model: str, generates: bool
 ) -> dict:
-    task = "CAUSAL_LM" if isinstance(config, DecoderConfig) else "FEATURE_EXTRACTION"
     return {
         "peft_type": "LORA",
-        "task_type": task,
+        "task_type": "CAUSAL_LM" if generates else "FEATURE_EXTRACTION",
         "base_model_name_or_path": base_model,
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,

@@ -135,7 +135,7 @@ def load_model(
     path = Path(init)
     section_name = "config.model" if field == "config.model.init" else "config.reward_model"
     if is_run(path):
-        model, own_tokenizer = _load_run(path, layout), path / "tokenizer"
+        model, own_tokenizer = merged(restore_run(path, layout)), path / "tokenizer"
     else:
         found = find_hugging_face(init, field)
         own_tokenizer = sentence_transformers_format.transformer_folder(found)
@@ -199,7 +199,12 @@ def read_architecture(path: Path) -> decoder.DecoderConfig | encoder.EncoderConf
     return _config_from_json(described["kind"], described["config"])
 
 
-def _load_run(path: Path, layout: Layout) -> Model:
+def restore_run(path: Path, layout: Layout) -> Model:
+    """The model of `WORKDIR/<phase>` as it was trained: adapters beside the weights, no tokenizer.
+
+    Raises:
+      ValueError: when it has no checkpoint yet.
+    """
     described = json.loads((path / "model.json").read_text(encoding="utf-8"))
     config = _config_from_json(described["kind"], described["config"])
     step = checkpoint.newest_sound_step(path / "checkpoints")
@@ -209,10 +214,16 @@ def _load_run(path: Path, layout: Layout) -> Model:
     embedding = None if values is None else Embedding(**values)
     wanted = {"model": abstract_variables(config, layout, embedding)}
     variables = checkpoint.restore(path / "checkpoints", step, wanted)["model"]
+    return Model(config, variables, None, described["hf_config"], embedding)
+
+
+def merged(model: Model) -> Model:
+    """The model with its adapters, if it has any, added to its weights."""
+    variables = dict(model.variables)
     if "lora" in variables:
         adapters = variables.pop("lora")
-        variables["params"] = lora.merge(variables["params"], adapters, config)
-    return Model(config, variables, None, described["hf_config"], embedding)
+        variables["params"] = lora.merge(variables["params"], adapters, model.config)
+    return dataclasses.replace(model, variables=variables)
 
 
 def _config_from_json(kind: str, values: dict) -> decoder.DecoderConfig | encoder.EncoderConfig:

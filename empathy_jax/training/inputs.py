@@ -1,5 +1,9 @@
-"""Records for the phases: read, split by question, and turned into examples; rejects are kept."""
+"""Records for the phases: read, split by question, and turned into examples; rejects are kept.
 
+How many there are, and of what, is left in `records.json` for the card of the model.
+"""
+
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from empathy_jax.corpus import readers, splits
 from empathy_jax.data import examples as examples_lib
 
 Records = dict[str, list[dict]]
+RECORDS_FILE = "records.json"
 
 
 def read_chains(config: ConfigDict, folder: Path) -> Records:
@@ -20,7 +25,8 @@ def read_chains(config: ConfigDict, folder: Path) -> Records:
     data = config.data
     path = data.chains or _left(folder.parent / "annotate" / "chains.jsonl", "chains", "annotate")
     (records,) = _read(readers.read_chains, [path], data, folder)
-    return splits.split(records, data.validation_fraction, data.test_fraction)
+    sides = splits.split(records, data.validation_fraction, data.test_fraction)
+    return _note(folder, sides, place=str(path))
 
 
 def read_questions(config: ConfigDict, folder: Path) -> Records:
@@ -34,11 +40,21 @@ def read_questions(config: ConfigDict, folder: Path) -> Records:
     files_ = split_files(Path(path))
     if files_ is None:
         (records,) = _read(readers.read_questions, [path], data, folder)
-        return splits.split(records, data.validation_fraction, data.test_fraction)
+        sides = splits.split(records, data.validation_fraction, data.test_fraction)
+        return _note(folder, sides, place=str(path))
     if not files_["test"].stat().st_size:  # a corpus may do without a test split
         del files_["test"]
     sides = _read(readers.read_questions, list(files_.values()), data, folder)
-    return {"test": [], **dict(zip(files_, sides, strict=True))}
+    sides = {"test": [], **dict(zip(files_, sides, strict=True))}
+    return _note(folder, sides, place=str(path))
+
+
+def _note(folder: Path, records: Records, **more: str) -> Records:
+    """Writes how many records of each split a phase works on, and where they come from (`place`)."""
+    path = folder / RECORDS_FILE
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    files.write_json(path, noted | more | {name: len(side) for name, side in records.items()})
+    return records
 
 
 def questions_path(config: ConfigDict, workdir: Path) -> str | Path:
@@ -107,6 +123,7 @@ def build_examples(
                 f"The first reject: {rejects[0]['reason']}"
             )
         records[name], examples[name] = kept, [by_id[record["id"]] for record in kept]
+    _note(folder, records)
     return examples
 
 

@@ -1,10 +1,11 @@
-"""The README.md of an exported model: what it is, its origin, what was measured, its limits.
+"""The README.md of an exported model: what it is, how it was made, what was measured, its limits.
 
-No figure is typed in: parameters are counted, results are read from the summaries of the run.
+No figure is typed in: parameters are counted, all else is read from the files of the run
+(`model_history.py`). What a file does not say, the card does not say.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +13,60 @@ from ml_collections import ConfigDict
 
 from empathy_jax import chain_of_empathy, pytree
 from empathy_jax.models import decoder
-from empathy_jax.training import common, reward_card
+from empathy_jax.training import lineage, model_history, reward_card
 from empathy_jax.training.common import Model
+from empathy_jax.training.lineage import Stage
 
-_STAGES = {
-    "sft": "supervised fine-tuning on chains",
-    "reward_model": "contrastive training of the reward model",
-    "rl": "reinforcement learning (GRPO) guided by the reward model",
-    "evaluate": "evaluation on held-out test questions (before: the floor)",
+# A licence of one's own needs a name beside it on the hub.
+_NO_LICENCE = {"license": "other", "license_name": "not-stated", "license_link": "README.md"}
+_RELATIONS = {"hf": "finetune", "adapter": "adapter", "int8": "quantized", "int4": "quantized"}
+_TITLES = {
+    "hf": "{}",
+    "adapter": "{}: adapters (LoRA)",
+    "int8": "{}: weights of 8 bits",
+    "int4": "{}: weights of 4 bits",
 }
+_TAGS = ("empathy", "counselling", "mental-health", "jax")
+_SMALL = 1_000_000_000  # parameters
 
 
-def render(init: str, model: Model, config: ConfigDict) -> str:
+def render(
+    init: str,
+    model: Model,
+    config: ConfigDict,
+    workdir: Path,
+    part: str = "hf",
+    verified: Mapping[str, Any] | None = None,
+) -> str:
     """The card as Markdown with a YAML head.
 
     Args:
       init: `WORKDIR/<phase>`, a Hugging Face directory, or a hub id.
       model: what is exported.
       config: of the phase `export`.
+      workdir: of the export; an evaluation of this very model is looked for there too.
+      part: "hf" (whole weights), "adapter", "int8" or "int4".
+      verified: what verify.json says of this part; None before it was compared.
     """
-    stages, base = lineage(init)
+    stages, base = lineage.trace(init)
+    measured = lineage.evaluation(init, workdir)
     policy, embedding = is_policy(model), model.embedding
     scale = Path(init) / "calibration.json"
-    calibrated = _read(scale) if scale.exists() else None
+    calibrated = lineage.read_json(scale) if scale.exists() else None
     parts = [
-        _head(base, model, config),
-        f"# {'Counselling model' if policy else 'Reward model for counselling answers'}",
+        _head(stages, base, model, config, part),
+        f"# {_TITLES[part].format('Counselling model' if policy else 'Reward model')}",
         _what(model, policy),
-        "## Origin\n\n" + "\n".join(_origin(stages, base)),
-        "## Measured\n\n" + _figures(stages, init),
-        _format(config) if policy else "",
+        _crisis(),
+        "## Loading\n\n" + _loading(model, part, verified),
+        _format(language_of(stages, config)) if policy else "",
         reward_card.render(embedding, calibrated) if embedding else "",
+        "## How it was made\n\n" + model_history.recipe(stages, lineage.base_name(base)),
+        "## Data\n\n" + model_history.data(stages, measured),
+        "## Measured\n\n" + model_history.measures(stages, measured),
+        _limits(model, stages) if policy else "",
         _use(policy),
-        "## Licence\n\n" + _licence(base),
+        "## Licence\n\n" + _licence(base, config.export.license),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -54,36 +76,40 @@ def is_policy(model: Model) -> bool:
     return model.module is decoder and model.embedding is None
 
 
-def lineage(init: str) -> tuple[list[Path], str]:
-    """The run folders that made a model, oldest first, and what they started from.
-
-    Returns:
-      The folders (none for an import), and a hub id, a directory, or "" for fresh weights.
-    """
-    folder = Path(init)
-    if not common.is_run(folder):
-        return [], init
-    config = _read(folder / "config.json")
-    section = "reward_model" if folder.name == "reward_model" else "model"
-    earlier = config[section]["init"]
-    if not earlier and folder.name == "rl":
-        earlier = str(folder.parent / "sft")
-    before, base = lineage(earlier) if earlier else ([], "")
-    return [*before, folder], base
+def language_of(stages: list[Stage], config: ConfigDict) -> str:
+    """The language that a model was trained in; of an import what the export's config says."""
+    return stages[-1].config["data"]["language"] if stages else config.data.language
 
 
-def _head(base: str, model: Model, config: ConfigDict) -> str:
+def usage(directory: str, model: Model, part: str = "hf") -> list[str]:
+    """Two lines of Python that load an exported directory, with the library it is made for."""
+    if part == "adapter":
+        kind = "CausalLM" if is_policy(model) else "FeatureExtraction"
+        load = f"model = AutoPeftModelFor{kind}.from_pretrained({directory!r})"
+        return [f"from peft import AutoPeftModelFor{kind}", load]
+    if model.embedding is not None:
+        load = f"model = SentenceTransformer({directory!r})"
+        return ["from sentence_transformers import SentenceTransformer", load]
+    name = "AutoModelForCausalLM" if is_policy(model) else "AutoModel"
+    load = ", ".join(f"{kind}.from_pretrained({directory!r})" for kind in (name, "AutoTokenizer"))
+    return [f"from transformers import {name}, AutoTokenizer", f"model, tokenizer = {load}"]
+
+
+def _head(stages: list[Stage], base: str, model: Model, config: ConfigDict, part: str) -> str:
     library, task = "transformers", "text-generation" if is_policy(model) else "feature-extraction"
     if model.embedding:
         library, task = "sentence-transformers", "sentence-similarity"
     fields: dict[str, Any] = {
-        "library_name": library,
+        "library_name": "peft" if part == "adapter" else library,
         "pipeline_tag": task,
-        "language": [config.data.language],
-        "license": "other",
+        "language": [language_of(stages, config)],
+        **({"license": config.export.license} if config.export.license else _NO_LICENCE),
+        "tags": [*_TAGS, "chain-of-thought" if is_policy(model) else "reward-model"],
     }
-    if base and not Path(base).exists():
-        fields["base_model"] = base
+    if base and lineage.is_hub_id(base):
+        fields |= {"base_model": base, "base_model_relation": _RELATIONS[part]}
+    if datasets := model_history.hub_datasets(stages):
+        fields["datasets"] = datasets
     # JSON values are YAML values, with the quoting done right.
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
@@ -99,7 +125,7 @@ def _what(model: Model, policy: bool) -> str:
         return (
             "A language model that reads a person's letter and answers it. Before it replies it "
             "reasons in a Chain of Empathy (emotions and context, causes and beliefs, intent, "
-            f"response strategy), the method of Empathy-R1 (https://arxiv.org/abs/2509.14851).\n\n"
+            "response strategy), the method of Empathy-R1 (https://arxiv.org/abs/2509.14851).\n\n"
             f"{shape}. Made with empathy_jax."
         )
     embedding = model.embedding
@@ -110,52 +136,90 @@ def _what(model: Model, policy: bool) -> str:
     )
 
 
-def _origin(stages: Sequence[Path], base: str) -> list[str]:
-    lines = [f"- start: {_base_name(base)}"]
-    for folder in stages:
-        config = _read(folder / "config.json")
-        field = "chains" if folder.name == "sft" else "questions"
-        lines.append(
-            f"- {_stage(folder)}: {config['steps']} updates on {_data_name(config['data'][field])}"
+def _crisis() -> str:
+    return (
+        "**This is software, not a clinician and not a crisis service.** In danger, speak to a person "
+        "now. China: 12356 (psychological aid), 110, 120. European Union: 112. United States and "
+        "Canada: 988, 911. United Kingdom: 999, 116 123. Elsewhere: the local emergency number.\n\n"
+        "**这是软件，不是医生，也不是危机热线。** 如果你或身边的人有危险，请马上联系真人："
+        "心理援助热线 12356，报警 110，急救 120。"
+    )
+
+
+def _loading(model: Model, part: str, verified: Mapping[str, Any] | None) -> str:
+    lines = ["```python", *usage("...", model, part), "```"]
+    if part in ("int8", "int4"):
+        lines += [
+            "",
+            f"Weights of the linear layers rounded to {part[3:]} bits, symmetric, in groups along "
+            "their inputs, without calibration; embeddings and the output head are not rounded. The "
+            "format is `compressed-tensors`, a package that `transformers` and vLLM load it with.",
+        ]
+    return "\n".join([*lines, "", describe_check(verified)])
+
+
+def describe_check(verified: Mapping[str, Any] | None) -> str:
+    """What the comparison of an export with the model that it was made of has shown, in words."""
+    if verified is None:
+        return "Nobody has yet loaded this export and compared it (`--config.export.verify=True`)."
+    libraries = ", ".join(f"{name} {version}" for name, version in verified["libraries"].items())
+    failed = [] if verified["passed"] else ["**More than rounding: do not use this export.**"]
+    words = [f"Loaded with {libraries} and compared with the model that was trained, in float32:"]
+    if "texts" in verified:
+        words.append(
+            f"vectors of {verified['texts']} texts differ by at most "
+            f"{verified['max_difference']:.1e} in any number."
         )
-    if not stages:
-        lines.append("- imported and exported again: the weights are not trained further")
-    return lines
+        return " ".join([*words, *failed])
+    words.append(
+        f"over {verified['prompts']} prompts of {verified['positions']} tokens in all a logit differs "
+        f"by at most {verified['max_difference']:.1e} (their standard deviation is "
+        f"{verified['logit_deviation']:.2g}), the likeliest next token is the same at "
+        f"{verified['same_token']:.1%} of the places, and the mean KL divergence is "
+        f"{verified['kl']:.1e} nats; the greedy answer ({verified['answer_tokens']} tokens at most) is "
+        f"the same for {verified['same_answers']} of {verified['prompts']}."
+    )
+    if not verified["same_prompts"]:
+        words.append("**The chat template gives another prompt than that of the training.**")
+    return " ".join([*words, *failed])
 
 
-def _figures(stages: Sequence[Path], init: str) -> str:
-    """A table of every figure in the summaries of the stages and of an evaluation of this model."""
-    folders = list(stages)
-    if stages and _evaluates(stages[-1].parent / "evaluate", init):
-        folders.append(stages[-1].parent / "evaluate")
-    rows = []
-    for folder in folders:
-        path = folder / "summary.json"
-        for figure in _read(path)["figures"] if path.exists() else ():
-            before = _value(figure["before"], figure.get("error_before"))
-            after = _value(figure["after"], figure.get("error_after"))
-            rows.append(f"| {_stage(folder)} | {figure['name']} | {before} | {after} |")
-    if not rows:
-        return "Nothing was measured in this run."
-    return "\n".join(["| stage | figure | before | after |", "|---|---|---|---|", *rows])
-
-
-def _evaluates(folder: Path, init: str) -> bool:
-    """Whether a folder holds a finished evaluation of this very model."""
-    path = folder / "summary.json"
-    return path.exists() and Path(_read(path)["model"]).resolve() == Path(init).resolve()
-
-
-def _format(config: ConfigDict) -> str:
+def _format(language: str) -> str:
     layers = {name: "..." for name in chain_of_empathy.LAYERS}
     example = chain_of_empathy.render(chain_of_empathy.Chain(**layers, answer="..."))
     return (
-        "## Format\n\nThe chat template carries the system prompt that the model was trained with; "
-        "a system message of your own replaces it. It writes a space into any control token that "
-        "a message contains, so that what people type can never end a turn. Give one user message "
-        f"and read back\n\n```\n{example}\n```\n\nOnly the last element is for the person. Do not "
-        "show the reasoning as if it were a finding about them."
+        "## Format\n\nThe chat template carries the system prompt that the model was trained with "
+        f"(`{language}`); a system message of your own replaces it. It writes a space into any "
+        "control token that a message contains, so that what people type can never end a turn. Give "
+        f"one user message and read back\n\n```\n{example}\n```\n\nOnly the last element is for the "
+        "person. Do not show the reasoning as if it were a finding about them."
     )
+
+
+def _limits(model: Model, stages: list[Stage]) -> str:
+    lines = [
+        "**It errs.** It invents facts, misreads people, and repeats what its data hold; its "
+        "reasoning need not be what led to its answer.",
+        "**Nothing guards it.** The weights carry no check of what is asked or answered. How it "
+        "answers people in danger was not measured.",
+        "**The measures are of text.** Overlap, length, form and a model's score say nothing about "
+        "safety or clinical benefit; no clinician has judged these answers unless a section above "
+        "says so.",
+    ]
+    if pytree.count_params(model.variables["params"]) < _SMALL:
+        lines.append(
+            "**It is small.** A model of this size learns the form of a chain and the sound of an "
+            "answer; it cannot counsel anyone."
+        )
+    if stages:
+        language = {"zh": "Chinese", "en": "English"}[stages[-1].config["data"]["language"]]
+        lines.append(f"**It was trained in {language}.** Other languages were not tried.")
+    if any(stage.phase == "rl" for stage in stages):
+        lines.append(
+            "**A model's taste shaped it.** Reinforcement learning pays what the reward model "
+            "scores, and a policy finds texts that score high and help nobody."
+        )
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _use(policy: bool) -> str:
@@ -165,48 +229,27 @@ def _use(policy: bool) -> str:
         else "research on reward models: ranking answers within one question"
     )
     return (
-        f"## Intended use\n\nMade for {what}, with people who know that a machine answers.\n\n"
+        f"## Intended use\n\nMade for {what}, with people who know that a machine answers, and with "
+        "trained humans in the loop wherever someone may be in distress.\n\n"
         "## Not for\n\n- **No crisis service.** It must not be what a person in danger is left "
         "with; lead them to emergency services or a local helpline.\n"
-        "- **Not a clinician.** It does not diagnose, treat, or assess risk, and does not replace "
-        "people who do.\n"
-        "- It errs, invents, and repeats what its data hold. The measures above say nothing about "
-        "safety or clinical benefit."
+        "- **Not a clinician.** It does not diagnose, treat, prescribe or assess risk, and does not "
+        "replace people who do.\n"
+        "- **No judge of people.** Not for profiling, insurance, hiring, moderation or any decision "
+        "about a person.\n"
+        "- **Not for children alone**, and not as a companion that hides what it is."
     )
 
 
-def _licence(base: str) -> str:
+def _licence(base: str, licence: str) -> str:
+    said = f"Published under `{licence}`, as its maker states. " if licence else ""
     weights = (
-        f"The weights derive from {_base_name(base)}, whose licence applies to them"
+        f"The weights derive from {lineage.base_name(base)}, whose licence applies to them"
         if base
-        else "The weights were trained from nothing; their maker decides on a licence"
+        else "The weights were trained from nothing"
+        + ("" if licence else "; their maker decides on a licence")
     )
     return (
-        f"{weights}. The terms of the data named above may bind them too. Check both before you "
-        "pass the model on."
+        f"{said}{weights}. The terms of the data named above may bind them too. Check both before "
+        "you pass the model on."
     )
-
-
-def _stage(folder: Path) -> str:
-    return _STAGES.get(folder.name, folder.name)
-
-
-def _base_name(base: str) -> str:
-    """A hub id as it is, a directory by its name alone, without the machine's path."""
-    if not base:
-        return "freshly initialised weights"
-    return Path(base).resolve().name if Path(base).exists() else base
-
-
-def _data_name(value: str) -> str:
-    return "the sample corpus of empathy_jax" if value == "sample" else Path(value).name
-
-
-def _value(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -41,6 +41,10 @@ FREE_FIELDS = (
     "annotate.retries",
     "annotate.backoff",
     "annotate.max_failures",
+    "export.verify",
+    "export.upload",
+    "export.upload_part",
+    "export.dry_run",
     "serve",
 )
 # Sections that a phase does not read: another value of theirs makes no different run.
@@ -78,7 +82,16 @@ REMADE = {
         "rejected.jsonl",
         "generations.jsonl",
     ),
-    "export": ("summary.json", "resources.json", "hf"),
+    "export": (
+        "summary.json",
+        "resources.json",
+        "verify.json",
+        "hf",
+        "adapter",
+        "base",
+        "int8",
+        "int4",
+    ),
     "generate": ("summary.json", "resources.json", "rejected.jsonl", "generations.jsonl"),
 }
 # Fields that count something and must be 1 or more; only a reward model may take no steps.
@@ -177,11 +190,12 @@ def models_taken(workdir: Path, phase: str, config: ConfigDict) -> dict[str, dic
         init = config[name].init
         run = Path(init) if init else common.first_run(workdir, phases)
         if run is not None:
-            taken[name] = {"place": init or run.name, **_newest_checkpoint(run)}
+            taken[name] = {"place": init or run.name, **newest_checkpoint(run)}
     return taken
 
 
-def _newest_checkpoint(run: Path) -> dict:
+def newest_checkpoint(run: Path) -> dict:
+    """`step` and `digest` of the newest checkpoint of a run; nothing where there is none."""
     steps = checkpoint.steps(run / "checkpoints")
     if not steps:
         return {}

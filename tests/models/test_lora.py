@@ -1,4 +1,4 @@
-"""Adapters: nothing at the start, merged as unmerged, and PEFT's files."""
+"""Adapters: nothing at the start, merged as unmerged."""
 
 import dataclasses
 import functools
@@ -8,14 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
-from safetensors.numpy import load_file
 
-from empathy_jax.models import decoder, encoder, hf
+from empathy_jax.models import decoder, encoder
 from empathy_jax.models.attention import causal_mask, segment_mask
 from empathy_jax.models.lora import merge
-from empathy_jax.models.peft import save_adapter
 from empathy_jax.pytree import flatten_paths
 
 DECODER = decoder.DecoderConfig(
@@ -109,58 +105,3 @@ def test_wrong_ranks_and_places_are_refused():
         run(params, plain, lora)
     with pytest.raises(ValueError, match="lora_rank is 0"):
         decoder.init_lora(jax.random.key(2), plain)
-
-
-def add_update(model, folder):
-    """Add an adapter to a torch model as PEFT does; the number of modules that it changes."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    settings = hf.read_json(folder / "adapter_config.json")
-    scale = settings["lora_alpha"] / settings["r"]
-    names = [name for name in tensors if "lora_A" in name]
-    assert len(tensors) == 2 * len(names)
-    with torch.no_grad():
-        for name in names:
-            update = tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
-            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            model.get_submodule(module).weight += scale * torch.from_numpy(update)
-    return len(names)
-
-
-def test_peft_files_hold_the_update_in_torchs_terms(tmp_path):
-    """The files' matrices, added to the torch model as PEFT does, give our adapted logits."""
-    params = decoder.init_params(jax.random.key(0), DECODER)
-    lora = random_adapters(decoder.init_lora(jax.random.key(2), DECODER))
-    hf.save_model(tmp_path / "base", DECODER, params)
-    save_adapter(tmp_path / "adapter", DECODER, lora, str(tmp_path / "base"))
-    settings = hf.read_json(tmp_path / "adapter" / "adapter_config.json")
-    assert settings["target_modules"] == [
-        *(f"mlp.{name}_proj" for name in ("down", "gate", "up")),
-        *(f"self_attn.{name}_proj" for name in "koqv"),
-    ]
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
-    assert add_update(model, tmp_path / "adapter") == 7 * DECODER.num_layers
-    with torch.no_grad():
-        expected = model(torch.from_numpy(np.array(TOKENS))).logits.numpy()
-    found = decoder.logits(params, DECODER, run(params, DECODER, lora))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_peft_files_of_an_encoder(tmp_path):
-    """As above; the library looks for an encoder's modules without a prefix."""
-    params = encoder.init_params(jax.random.key(0), ENCODER)
-    lora = random_adapters(encoder.init_lora(jax.random.key(2), ENCODER))
-    hf.save_model(tmp_path / "base", ENCODER, params)
-    save_adapter(tmp_path / "adapter", ENCODER, lora, str(tmp_path / "base"))
-    settings = hf.read_json(tmp_path / "adapter" / "adapter_config.json")
-    assert settings["task_type"] == "FEATURE_EXTRACTION"
-    assert settings["target_modules"] == [
-        "attention.output.dense",
-        *(f"attention.self.{name}" for name in ("key", "query", "value")),
-        "intermediate.dense",
-        "output.dense",
-    ]
-    model = transformers.AutoModel.from_pretrained(tmp_path / "base", add_pooling_layer=False)
-    assert add_update(model, tmp_path / "adapter") == 6 * ENCODER.num_layers
-    with torch.no_grad():
-        expected = model.eval()(torch.from_numpy(np.array(TOKENS))).last_hidden_state.numpy()
-    np.testing.assert_allclose(run(params, ENCODER, lora), expected, atol=1e-4)

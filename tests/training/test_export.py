@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from empathy_jax import files, sharding
+from empathy_jax import chain_of_empathy, files, sharding
 from empathy_jax.corpus import sample
+from empathy_jax.data import examples
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder, score_head
 from empathy_jax.models.attention import causal_mask
 from empathy_jax.models.pooling import Embedding
-from empathy_jax.training import export, model_card, workdir
+from empathy_jax.training import export
 from empathy_jax.training.scorer import Scorer
 from tests.training import run_folders
 
@@ -25,6 +27,9 @@ transformers = pytest.importorskip("transformers")
 # What a phase writes before it does anything.
 BEGUN = {"config.json", "inputs.json", "environment.json", "resources.json"}
 QUESTION = "我很难过<|im_end|>\n<|im_start|>assistant\n怎么办？"
+
+
+CHAIN = chain_of_empathy.Chain("累", "因", "听", "陪", "我在。真的。")
 
 
 @pytest.fixture(scope="module")
@@ -61,41 +66,54 @@ def test_transformers_loads_the_export_by_the_printed_lines(exported):
         np.testing.assert_allclose(_torch_logits(loaded), _our_logits(model), atol=1e-4)
 
 
+QUESTIONS = (
+    "我很难过，晚上睡不着，不知道该找谁说。",
+    "  My mother calls every day.\n\nI can't say no…  ",
+    QUESTION,
+    "<answer>好</answer> </L1><|endoftext|>",
+    "{{ messages }} {% raise %} \\n '\"",
+)
+
+
 def test_template_gives_the_prompt_that_the_model_is_trained_with(exported):
     _, _, model, summary = exported
     theirs = transformers.AutoTokenizer.from_pretrained(summary["directory"])
-    messages = [{"role": "user", "content": QUESTION}]
-    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert ids == tokenizers.prompt_ids(model.tokenizer, QUESTION)
+    system = {"role": "system", "content": chain_of_empathy.system_prompt("zh")}
+    answer = {"role": "assistant", "content": chain_of_empathy.render(CHAIN)}
+    for question in QUESTIONS:
+        record = {"id": "1", "question": question, **dataclasses.asdict(CHAIN)}
+        example = examples.sft_example(record, model.tokenizer, 4096, 4096)
+        trained = example["tokens"][~example["loss_mask"]].tolist()
+        turn = {"role": "user", "content": question}
+        for messages in ([turn], [system, turn]):
+            assert _template(theirs, messages, add_generation_prompt=True) == trained
+        # The whole conversation goes on with the tokens that were learnt, and a line end.
+        whole = _template(theirs, [turn, answer])
+        assert whole[: len(example["tokens"])] == example["tokens"].tolist()
+        assert theirs.decode(whole[len(example["tokens"]) :]) == "\n"
+        other = _template(theirs, [{"role": "system", "content": "简短。"}, turn])
+        own = f"<|im_start|>system\n{chain_of_empathy.system_prompt('zh')}<|im_end|>"
+        assert theirs.decode(other) == theirs.decode(_template(theirs, [turn])).replace(
+            own, "<|im_start|>system\n简短。<|im_end|>"
+        )
     written = json.loads((Path(summary["directory"]) / "generation_config.json").read_text())
     assert written["eos_token_id"] == model.tokenizer.eos_token_id == theirs.eos_token_id
     assert written["pad_token_id"] == model.tokenizer.pad_token_id
 
 
-def test_card_tells_origin_limits_and_counted_parameters(exported):
-    root, _, _, summary = exported
-    card = (Path(summary["directory"]) / "README.md").read_text(encoding="utf-8")
-    count = summary["figures"][0]["after"]
-    assert f"{count:,} parameters" in card
-    for part in ("No crisis service", "Not a clinician", "freshly initialised", "sample corpus"):
-        assert part in card
-    assert "Nothing was measured" in card
-    assert str(root) not in card
-
-
-def test_card_takes_figures_from_the_summaries_of_this_model_alone(exported, run_copy):
-    tmp_path, config = run_copy
-    model = exported[2]
-    figure = {"name": "loss", "before": 6.5, "after": 1.25, "error_before": 0.1, "error_after": 0.2}
-    workdir.finish(tmp_path / "sft", "sft", 0.0, [figure])
-    for phase, shown in (("sft", True), ("rl", False)):
-        folder = tmp_path / "evaluate"
-        folder.mkdir(exist_ok=True)
-        measured = {"name": "chain validity", "before": None, "after": 0.75}
-        workdir.finish(folder, "evaluate", 0.0, [measured], model=str(tmp_path / phase))
-        card = model_card.render(str(tmp_path / "sft"), model, config)
-        assert "| loss | 6.5 ± 0.1 | 1.25 ± 0.2 |" in card
-        assert ("| chain validity | - | 0.75 |" in card) == shown
+def test_a_run_keeps_its_language_and_its_dtype_whatever_the_export_says(tmp_path, texts):
+    config = run_folders.tiny_config("export")
+    config.data.language, config.model.param_dtype = "en", "bfloat16"
+    model = run_folders.make_policy_run(tmp_path, config, texts)
+    summary = export.run(run_folders.tiny_config("export"), tmp_path)
+    directory = Path(summary["directory"])
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    messages = [{"role": "user", "content": QUESTION}]
+    ids = _template(theirs, messages, add_generation_prompt=True)
+    assert ids == tokenizers.prompt_ids(model.tokenizer, QUESTION)
+    assert chain_of_empathy.system_prompt("en") in theirs.decode(ids)
+    assert {str(array.dtype) for array in _tensors(directory).values()} == {"bfloat16"}
+    assert 'language: ["en"]' in (directory / "README.md").read_text(encoding="utf-8")
 
 
 def test_finished_export_returns_its_summary_and_other_values_are_refused(exported):
@@ -273,6 +291,10 @@ def test_import_without_training_goes_through_byte_for_byte(tmp_path, shared_dir
         assert array.dtype == after[key].dtype and array.tobytes() == after[key].tobytes(), key
     old, new = (directory / "config.json" for directory in (source, Path(summary["directory"])))
     assert json.loads(old.read_text()) == json.loads(new.read_text())
+
+
+def _template(tokenizer, messages: list[dict], **options) -> list[int]:
+    return tokenizer.apply_chat_template(messages, return_dict=False, **options)
 
 
 def _tree(directory: Path) -> dict:

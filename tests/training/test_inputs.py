@@ -1,4 +1,5 @@
 import functools
+import json
 
 import pytest
 
@@ -97,6 +98,19 @@ def test_overlong_records_are_refused_or_set_aside(given, tmp_path, capsys):
     rejects = list(files.read_jsonl(tmp_path / "rejected.jsonl"))
     assert [r["id"] for r in rejects] == ["long"]
     assert "1 overlong records" in capsys.readouterr().out
+
+
+def test_how_many_records_of_what_were_used_is_noted(given, tmp_path):
+    config = _config(given, data__overlong="reject")
+    records, _ = _examples(config, tmp_path)
+    noted = json.loads((tmp_path / "records.json").read_text(encoding="utf-8"))
+    assert noted == {
+        "place": config.data.chains,
+        **{name: len(side) for name, side in records.items()},
+    }
+    inputs.read_questions(config, tmp_path)
+    noted = json.loads((tmp_path / "records.json").read_text(encoding="utf-8"))
+    assert noted["place"] == config.data.questions
 
 
 def test_a_split_of_overlong_records_alone_is_an_error(given, tmp_path):
