@@ -166,7 +166,7 @@ def _table(phase: str, names: tuple[str, ...], cells: dict) -> str:
     head.append("|---" * (len(targets) + 1) + "|")
     rows = [
         f"| {size.removeprefix('qwen3_').replace('p', '.').upper()} | "
-        + " | ".join(_text(cells.get(f"{phase} {size} {name}", {})) for name in names)
+        + " | ".join(_text(cells.get(f"{phase} {size} {name}")) for name in names)
         + " |"
         for size in SIZES
     ]
@@ -177,7 +177,9 @@ def _title(target: Slice) -> str:
     return f"{target.name} ({target.chip.hbm_bytes / GIB:.0f} GiB)"
 
 
-def _text(cell: dict) -> str:
+def _text(cell: dict | None) -> str:
+    if cell is None:
+        return "not planned"
     if not cell:
         return "rows do not divide"
     mesh = f"{cell['mesh']['fsdp']}x{cell['mesh']['tensor']}"
