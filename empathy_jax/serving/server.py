@@ -43,7 +43,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         layout = sharding.make_layout(config.mesh)
         init = common.model_place(config, workdir)
         model = common.load_policy(config, workdir, layout)
-        common.announce("serve", model, {})
         batch = make_batch(config, model, config.sampling.rows)
         scorer = find_scorer(config, workdir, layout, rows_per_pass=1)
         _warm_up(batch, scorer)
