@@ -72,6 +72,7 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table; the cells are put in as they are."""
     return [
         f"| {' | '.join(head)} |",
         f"|{'|'.join('---' for _ in head)}|",

@@ -57,7 +57,7 @@ def test_votes_are_put_beside_the_judge_by_question_and_answers():
         two,
     }
     assert sorted(votes.ranks["overall"][:, 0].tolist()) == [1] * 3 + [2] * 6
-    found = outcomes_of(votes, len(mine))
+    found = people.majority(votes, "overall", len(mine))
     assert set(found[np.unique(votes.question), 0, 1].tolist()) == {LOSS}
     with pytest.raises(ValueError, match=r"two systems or more the names"):
         people.read(public, key, ballots, ["a", "b", "secret-beta"], mine)
@@ -65,10 +65,6 @@ def test_votes_are_put_beside_the_judge_by_question_and_answers():
         people.read(public, key, ballots, names, [])
     with pytest.raises(ValueError, match="the key is of the study"):
         people.read(public | {"study": "x"}, key, ballots, names, mine)
-
-
-def outcomes_of(votes, questions):
-    return people.majority(votes, "overall", questions)
 
 
 def test_raters_who_fail_their_checks_are_left_out():
