@@ -28,7 +28,7 @@ from empathy_jax.evaluation import probes, report, safety_table
 from empathy_jax.evaluation.metrics import resampling, tokens
 from empathy_jax.evaluation.metrics.catalogue import MEASURES
 from empathy_jax.metric_writer import Progress
-from empathy_jax.training import common, completions, inputs, measures, model_card, reward_terms
+from empathy_jax.training import common, completions, inputs, lineage, measures, reward_terms
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.scorer import Scorer
 
@@ -215,7 +215,8 @@ def count_chains(rows: Sequence[dict]) -> dict[str, Any]:
 
 def _curves(init: str, workdir: Path) -> dict[str, list[dict]]:
     """Phase to its metrics.jsonl: of the runs that made the model, and of the reward model."""
-    folders = [*model_card.lineage(init)[0], workdir / "reward_model"]
+    stages, _ = lineage.trace(init)
+    folders = [*(stage.folder for stage in stages), workdir / "reward_model"]
     paths = {folder.name: folder / "metrics.jsonl" for folder in folders}
     return {name: list(files.read_jsonl(path)) for name, path in paths.items() if path.exists()}
 

@@ -7,7 +7,7 @@ vocabulary, L layers and c bytes of the compute dtype:
 
     saved for the backward pass   L · n · c · (D | 3 D + q + 2 f | 4 D + 2 q + o + 3 f), by remat
     one layer's activations       n · c · (6 D + 3 q + 2 o + 5 f)
-    attention's scores            2 · 4 · heads · sequences · queries of a block · keys
+    attention's scores            2 · 4 · heads · sequences · queries of a block · keys of a block
     weights of a layer            gathered in both dtypes, twice: one in use, one on its way
     gradients                     as the weights that are trained; twice where passes are added up
     output head                   3 · 4 · V · positions of a chunk, its table, and its gradient in float32
@@ -21,7 +21,7 @@ import math
 import jax.numpy as jnp
 
 from empathy_jax import sharding
-from empathy_jax.models import attention, decoder
+from empathy_jax.models import decoder, flash_attention
 from empathy_jax.sharding import Layout
 from empathy_jax.training import common
 from empathy_jax.training.plan_steps import Step, device_bytes
@@ -116,8 +116,8 @@ def _temporaries(step: Step, s: _Sizes, layout: Layout) -> int:
     """Bytes that live between arguments and results."""
     mesh = layout.mesh
     sequences = -(-step.sequences // sharding.batch_parts(mesh))
-    block = min(attention.QUERY_BLOCK, step.length)
-    scores = 2 * 4 * s.heads * sequences * block * step.keys
+    block, keys = (min(flash_attention.BLOCK, size) for size in (step.length, step.keys))
+    scores = 2 * 4 * s.heads * sequences * block * keys
     activations = s.tokens * s.compute * (6 * s.width + 3 * s.q + 2 * s.out + 5 * s.hidden)
     total = scores + activations
     if step.name.startswith("rollout decode"):
