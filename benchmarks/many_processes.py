@@ -32,7 +32,8 @@ VALUES = {
     "reward_model.width": 32,
     "reward_model.mlp_width": 48,
     "reward_model.max_tokens": 128,
-    "reward_model.company": 2,
+    # Mined batches hang on which of two nearly equal cosines is the larger; see docs/many_processes.md.
+    "reward_model.in_batch": "random",
     "reward_model.eval_questions": 8,
     "data.validation_fraction": 0.2,
     "data.max_prompt_tokens": 512,
