@@ -19,7 +19,7 @@ setup(
         "empathy_jax.corpus": ["sample/*.jsonl", "topics.yaml"],
         "empathy_jax.data": ["phrases.yaml"],
         "empathy_jax.evaluation.ranking": ["assets/*"],
-        "empathy_jax.safety": ["*.yaml", "cases/*.jsonl"],
+        "empathy_jax.safety": ["*.yaml", "weights.json", "cases/*.jsonl", "training_texts/*.jsonl"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -46,7 +46,7 @@ setup(
         "pyyaml>=6",
         "rjieba>=0.2",  # words of Chinese text and their kinds
         "safetensors>=0.5",
-        "scipy>=1.14",  # Student's t, connected components
+        "scipy>=1.14",  # Student's t, connected components, L-BFGS
         "tensorboardX>=2.6",
         "tensorflow>=2.21",
         "tensorflow-text>=2.21",
