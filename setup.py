@@ -20,7 +20,7 @@ setup(
         "empathy_jax.data": ["phrases.yaml"],
         "empathy_jax.evaluation": ["assets/*"],
         "empathy_jax.evaluation.ranking": ["assets/*"],
-        "empathy_jax.safety": ["*.yaml", "cases/*.jsonl"],
+        "empathy_jax.safety": ["*.yaml", "weights.json", "cases/*.jsonl", "training_texts/*.jsonl"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -52,7 +52,7 @@ setup(
         "rapidfuzz>=3.14",  # longest common subsequences, many at a time
         "rjieba>=0.2",  # words of Chinese text and their kinds
         "safetensors>=0.5",
-        "scipy>=1.14",  # Student's t, connected components
+        "scipy>=1.14",  # Student's t, connected components, L-BFGS
         "starlette>=1",  # fastapi's own ground: its responses and errors
         "tensorboardX>=2.6",
         "tensorflow>=2.21",

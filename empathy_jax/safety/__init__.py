@@ -1,1 +1,1 @@
-"""Grading of risk in a text, by rules that can be read."""
+"""Grading of risk in a text, by rules and a linear model that can be read."""

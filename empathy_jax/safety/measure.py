@@ -2,11 +2,14 @@
 
 PART is "dev", on which the rules were written, or one of the held-out parts, on which they were not
 (docs/safety.md tells the procedure). Recall: the share of texts of grade 3 and above that are graded
-so. False alarms: the share of innocent look-alikes (cases of grade 0) that are.
+so. False alarms: the share of innocent look-alikes (cases of grade 0) that are. Each part is measured with
+the rules alone and with the learned part, which was trained on all parts named in `train.PARTS`: there its
+figures say what it remembers, not what it would find.
 """
 
 import collections
 import dataclasses
+import functools
 import importlib.resources
 import json
 import math
@@ -82,29 +85,36 @@ def load(part: str) -> list[Case]:
     return [Case(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def recall(cases: Iterable[Case]) -> Share:
-    """The share of urgent cases that are graded urgent."""
-    return _graded(_urgent(cases), URGENT)
+def recall(cases: Iterable[Case], learned: bool = True) -> Share:
+    """The share of urgent cases that are graded urgent, with the learned part or without."""
+    return _graded(_urgent(cases), URGENT, learned)
 
 
-def noticed(cases: Iterable[Case]) -> Share:
+def noticed(cases: Iterable[Case], learned: bool = True) -> Share:
     """The share of urgent cases that are not graded 0."""
-    return _graded(_urgent(cases), 1)
+    return _graded(_urgent(cases), 1, learned)
 
 
-def false_alarms(cases: Iterable[Case]) -> Share:
+def false_alarms(cases: Iterable[Case], learned: bool = True) -> Share:
     """The share of innocent look-alikes that are graded urgent."""
-    return _graded((case for case in cases if case.grade == 0), URGENT)
+    return _graded((case for case in cases if case.grade == 0), URGENT, learned)
 
 
-def missed(cases: Iterable[Case]) -> list[tuple[Case, int]]:
+def raised(cases: Iterable[Case], learned: bool = True) -> Share:
+    """The share of cases of grades 1 and 2 that are graded urgent."""
+    some = (case for case in cases if case.grade and case.grade < URGENT)
+    return _graded(some, URGENT, learned)
+
+
+def missed(cases: Iterable[Case], learned: bool = True) -> list[tuple[Case, int]]:
     """Cases with the grade they got, where it falls on the wrong side of urgent."""
-    graded = [(case, grade(case.text).grade) for case in cases if case.grade is not None]
+    rated = [case for case in cases if case.grade is not None]
+    graded = [(case, _grade(case.text, learned)) for case in rated]
     return [(case, got) for case, got in graded if (got >= URGENT) != (case.grade >= URGENT)]
 
 
-def report(cases: Sequence[Case]) -> str:
-    """Recall, false alarms and exact agreement, over all, by language and by category."""
+def report(cases: Sequence[Case], learned: bool = True) -> str:
+    """Recall, false alarms and exact agreement, over all, by language, difficulty and category."""
     groups = {"all": cases}
     for field in ("language", "difficulty", "category"):
         for name in sorted({getattr(case, field) for case in cases}):
@@ -113,11 +123,12 @@ def report(cases: Sequence[Case]) -> str:
         "grade 3 and above found": recall,
         "not taken for 0": noticed,
         "false alarms": false_alarms,
+        "1 or 2 graded 3 and above": raised,
         "same grade": _same,
     }
     rows = [("", *columns)]
     rows += [
-        (name, *(str(column(group)) for column in columns.values()))
+        (name, *(str(column(group, learned)) for column in columns.values()))
         for name, group in groups.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -131,24 +142,32 @@ def _urgent(cases: Iterable[Case]) -> list[Case]:
     return [case for case in cases if case.grade is not None and case.grade >= URGENT]
 
 
-def _graded(cases: Iterable[Case], least: int) -> Share:
+def _graded(cases: Iterable[Case], least: int, learned: bool) -> Share:
     """How many are graded `least` and above."""
-    graded = [grade(case.text).grade >= least for case in cases]
+    graded = [_grade(case.text, learned) >= least for case in cases]
     return Share(sum(graded), len(graded))
 
 
-def _same(cases: Iterable[Case]) -> Share:
-    same = [grade(case.text).grade == case.grade for case in cases if case.grade is not None]
+def _same(cases: Iterable[Case], learned: bool) -> Share:
+    rated = [case for case in cases if case.grade is not None]
+    same = [_grade(case.text, learned) == case.grade for case in rated]
     return Share(sum(same), len(same))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _grade(text: str, learned: bool) -> int:
+    return grade(text, learned).grade
 
 
 def main(arguments: Sequence[str]) -> None:
     """Prints the report of the parts that are named, or of all."""
     for part in arguments or PARTS:
         cases = load(part)
-        print(f"== {part}: {len(cases)} cases\n{report(cases)}")
-        for case, got in missed(cases):
-            print(f"  {case.id}: {case.grade} expected, {got} found")
+        for learned in (False, True):
+            means = "rules and learned part" if learned else "rules"
+            print(f"== {part}: {len(cases)} cases, {means}\n{report(cases, learned)}")
+            for case, got in missed(cases, learned):
+                print(f"  {case.id}: {case.grade} expected, {got} found")
 
 
 if __name__ == "__main__":

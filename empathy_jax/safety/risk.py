@@ -1,4 +1,4 @@
-"""How much danger to life speaks from a help-seeking text, by rules that explain themselves.
+"""How much danger to life speaks from a help-seeking text, by rules and a model that explain themselves.
 
 The grades follow the order of the Columbia Suicide Severity Rating Scale (C-SSRS; Posner et al. 2011,
 https://doi.org/10.1176/appi.ajp.2011.10111704): 0 none, 1 wish to be dead, 2 active thoughts, 3 with a
@@ -7,15 +7,19 @@ are graded that the scale rates apart: self-harm without intent is 2, an attempt
 thoughts of long ago are 1. This reads words; it is no clinical instrument and diagnoses nothing.
 
 Somebody else in danger is graded as the writer is: the finding says that it is another.
+
+The rules read first. What they took back is hidden from the learned model (learned.py), which adds a
+finding of grade 1 or 3 where its score is high enough; it lowers nothing.
 """
 
 import bisect
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from empathy_jax.safety import learned as learning
 from empathy_jax.safety.normalise import normalise
 from empathy_jax.safety.rules import (
     Combination,
@@ -28,6 +32,7 @@ from empathy_jax.safety.rules import (
 )
 from empathy_jax.safety.scanning import scan
 
+LEARNED = "learned"  # the rule's name in the findings of the learned model
 Subject = Literal["self", "other", "stranger", "you"]
 
 _SENTENCE_END = re.compile(r"[。!?\n;]|\.(?![a-z0-9])")
@@ -42,16 +47,17 @@ _LOWERED = {"act": 2}  # elements that lie in the past; others become 1
 
 
 class Finding(NamedTuple):
-    """Something that a rule or a combination found.
+    """Something that a rule, a combination or the learned model found.
 
     Attributes:
-      rule: id of the rule or combination.
+      rule: id of the rule or combination; `LEARNED`.
       grade: what it counts, after its modifiers; 0: nothing.
       start, end: where it stands in the text, end exclusive.
       text: the words that stand there.
       subject: whom it is about.
       modifiers: what took it back or lowered it, e.g. "negated", "idiom", "past".
-      why: what the rule looks for, in words.
+      why: what the rule looks for, in words; of the model, the features that weighed most.
+      score: of the model, log-odds that the grade is met; None of rules.
     """
 
     rule: str
@@ -62,6 +68,7 @@ class Finding(NamedTuple):
     subject: Subject
     modifiers: tuple[str, ...]
     why: str
+    score: float | None = None
 
 
 class Risk(NamedTuple):
@@ -83,13 +90,21 @@ class _Hit(NamedTuple):
     subject: Subject
     modifiers: tuple[str, ...]
     why: str
+    score: float | None = None
 
 
-def grade(text: str) -> Risk:
-    """The risk that a text speaks of. Any string will do; the time is linear in its length."""
+def grade(text: str, learned: bool = True) -> Risk:
+    """The risk that a text speaks of. Any string will do; the time is linear in its length.
+
+    Args:
+      text: what a person writes.
+      learned: whether the learned model reads the text too, or the rules alone.
+    """
     now = normalise(text)
-    hits = list(_judged(_context(now.text)))
-    hits += [hit for one in combinations() for hit in _combine(one, hits)]
+    context = _context(now.text)
+    hits = _found(context)
+    if learned:
+        hits += _learned(learning.weights(), context, hits)
     findings = []
     for hit in hits:
         if hit.grade or hit.modifiers:
@@ -104,10 +119,17 @@ def grade(text: str) -> Risk:
                     hit.subject,
                     hit.modifiers,
                     hit.why,
+                    hit.score,
                 )
             )
-    findings.sort(key=lambda finding: (-finding.grade, finding.start))
+    findings.sort(key=lambda finding: (-finding.grade, finding.rule == LEARNED, finding.start))
     return Risk(findings[0].grade if findings else 0, tuple(findings))
+
+
+def windows(text: str) -> list[learning.Window]:
+    """What the learned model reads of a text."""
+    context = _context(normalise(text).text)
+    return learning.windows(context.text, context.sentences, _marks(context, _found(context)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +212,34 @@ def _sentence_starts(text: str) -> Iterator[int]:
         if end > last and end < len(text):
             yield end
         last = end
+
+
+def _found(context: _Context) -> list[_Hit]:
+    """All that rules and combinations found."""
+    hits = list(_judged(context))
+    return hits + [hit for one in combinations() for hit in _combine(one, hits)]
+
+
+def _marks(context: _Context, hits: Iterable[_Hit]) -> list[learning.Mark]:
+    """What the learned model is told of a text: all that was found, and idioms, found or not."""
+    marks = [learning.Mark("phrase", start, end, "idiom") for start, end in context.idioms]
+    return marks + [
+        learning.Mark(hit.element, hit.start, hit.end, hit.modifiers[0] if hit.modifiers else "")
+        for hit in hits
+    ]
+
+
+def _learned(model: learning.Weights, context: _Context, hits: Sequence[_Hit]) -> Iterator[_Hit]:
+    """The gravest grade that the model says is met, if any."""
+    readings = learning.read(model, context.text, context.sentences, _marks(context, hits))
+    targets = zip(learning.TARGETS.values(), readings, model.thresholds, strict=True)
+    met = [(least, one) for least, one, limit in targets if one.named and one.score >= limit]
+    for least, one in met[-1:]:
+        sentence = context.sentence(one.start)
+        subject, _ = context.subject(one.start, sentence)
+        why = "weighed most: " + ", ".join(f"{name} {raised:+.2f}" for name, raised in one.named)
+        place = one.start, one.end, sentence
+        yield _Hit(LEARNED, LEARNED, least, *place, subject, (), why, round(one.score, 3))
 
 
 def _judged(context: _Context) -> Iterator[_Hit]:
