@@ -1,5 +1,5 @@
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
 from empathy_jax import files, main
@@ -82,7 +82,20 @@ def test_an_error_is_one_line_and_exit_status_one(error, monkeypatch, capsys, tm
         raise error
 
     monkeypatch.setattr(main, "run", run)
-    monkeypatch.setattr(main, "FLAGS", ConfigDict({"config": {"phase": "sft"}, "workdir": "x"}))
+    monkeypatch.setattr(
+        main,
+        "FLAGS",
+        ConfigDict(
+            {
+                "config": {"phase": "sft"},
+                "workdir": "x",
+                "plan": "",
+                "coordinator_address": "",
+                "num_processes": config_dict.placeholder(int),
+                "process_id": config_dict.placeholder(int),
+            }
+        ),
+    )
     with pytest.raises(SystemExit) as exit_:
         main.main(["main.py"])
     assert exit_.value.code == 1

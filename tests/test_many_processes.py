@@ -185,6 +185,10 @@ SFT = {
     "sft.sample_every": 0,
     "model.num_layers": 1,
     "data.max_completion_tokens": 32,
+    # What configs/sft.py changes of the shared values, and `make_config` does not.
+    "optimizer.weight_decay": 0.01,
+    "sft.tag_weight": 0.0,
+    "sft.shuffled_every": 0,
 }
 
 

@@ -242,6 +242,9 @@ def test_fused_kernels_are_the_parts_side_by_side(config):
         for fuse in (True, False)
     ]
     assert [len(layer.qkv) for layer in both] == [1, 3]
-    for name in ("qkv", "gate_up"):
-        fused, parts = (weights_lib.apply(getattr(layer, name), x) for layer in both)
-        np.testing.assert_allclose(fused, parts, rtol=1e-4, atol=1e-4)
+    heads = [n * config.head_dim for n in (config.num_heads, *(config.num_kv_heads,) * 2)]
+    for name, widths in (("qkv", heads), ("gate_up", [config.mlp_width] * 2)):
+        fused, parts = (weights_lib.apply(getattr(layer, name), x, widths) for layer in both)
+        assert [part.shape[1] for part in parts] == widths
+        for one, other in zip(fused, parts, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -148,7 +148,7 @@ def larger(tmp_path_factory):
     table = decoder.param_table(LARGER)
     made = {spec.path: rng.standard_normal(spec.shape, np.float32) for spec in table}
     hf.save_model(folder, LARGER, unflatten_paths(made), max_shard_bytes=1e6)
-    mesh = jax.make_mesh((2, 2, 2), sharding.AXES[:3], axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     rules = (("vocab", "fsdp"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"))
     return folder, LARGER, sharding.Layout(mesh, (*rules, ("embed", "fsdp"), ("head", "data")))
 
@@ -336,7 +336,7 @@ def test_an_index_that_names_the_wrong_shard_reports_what_is_missing(tmp_path):
 
 
 def test_a_save_that_fails_leaves_the_older_model(checkpoint, tmp_path, monkeypatch):
-    from empathy_jax.models import hf_save
+    from empathy_jax.models import safetensors_file
 
     copy_through_us(checkpoint, tmp_path / "target")
     before = tensors_in(tmp_path / "target")
@@ -344,7 +344,7 @@ def test_a_save_that_fails_leaves_the_older_model(checkpoint, tmp_path, monkeypa
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_save, "save_file", full_disk)
+    monkeypatch.setattr(safetensors_file, "write", full_disk)
     with pytest.raises(OSError, match="No space"):
         copy_through_us(checkpoint, tmp_path / "target")
     assert_same_tensors(tensors_in(tmp_path / "target"), before)

@@ -14,7 +14,14 @@ from tests.conftest import ROOT
 from tests.training import run_folders, tiny_runs
 
 # What a refused run may leave: how it was asked for, and which records could not be read.
-LEFT = {"config.json", "inputs.json", "environment.json", "resources.json", "rejected.jsonl"}
+LEFT = {
+    "config.json",
+    "inputs.json",
+    "environment.json",
+    "resources.json",
+    "records.json",
+    "rejected.jsonl",
+}
 
 
 @pytest.fixture(scope="module")
