@@ -20,7 +20,13 @@ setup(
         "empathy_jax.data": ["phrases.yaml"],
         "empathy_jax.evaluation": ["assets/*"],
         "empathy_jax.evaluation.ranking": ["assets/*"],
-        "empathy_jax.safety": ["*.yaml", "weights.json", "cases/*.jsonl", "training_texts/*.jsonl"],
+        "empathy_jax.safety": [
+            "*.yaml",
+            "weights.json",
+            "suite.jsonl",
+            "cases/*.jsonl",
+            "training_texts/*.jsonl",
+        ],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
