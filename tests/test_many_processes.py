@@ -183,6 +183,9 @@ SFT = {
     "log.validate_every": 5,
     "sft.samples": 1,  # the share of one process; the other compiles no generation
     "sft.sample_every": 0,
+    "sft.shuffled_every": 2,
+    "sft.tag_weight": 1.0,
+    "optimizer.weight_decay": 0.01,
     "model.num_layers": 1,
     "data.max_completion_tokens": 32,
 }
