@@ -82,7 +82,9 @@ def test_an_error_is_one_line_and_exit_status_one(error, monkeypatch, capsys, tm
         raise error
 
     monkeypatch.setattr(main, "run", run)
-    monkeypatch.setattr(main, "FLAGS", ConfigDict({"config": {"phase": "sft"}, "workdir": "x"}))
+    given = {"config": {"phase": "sft"}, "workdir": "x", "coordinator_address": ""}
+    flags = ConfigDict({**given, "num_processes": None, "process_id": None})
+    monkeypatch.setattr(main, "FLAGS", flags)
     with pytest.raises(SystemExit) as exit_:
         main.main(["main.py"])
     assert exit_.value.code == 1

@@ -313,9 +313,11 @@ def _rest(cut: np.ndarray, bounds: list[tuple[int, int]]) -> np.ndarray:
 def _check_tied_head(path: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> None:
     name = f"{config.name_prefix}embed_tokens.weight"
     head, embedding = tensors[TIED_HEAD].get_slice(TIED_HEAD), tensors[name].get_slice(name)
+    # A slice that goes beyond the end is an error here, unlike in numpy.
+    starts = range(0, config.vocab_size, _ROWS)
+    blocks = [slice(start, min(start + _ROWS, config.vocab_size)) for start in starts]
     is_same = head.get_dtype() == embedding.get_dtype() and all(
-        head[row : row + _ROWS].tobytes() == embedding[row : row + _ROWS].tobytes()
-        for row in range(0, config.vocab_size, _ROWS)
+        head[block].tobytes() == embedding[block].tobytes() for block in blocks
     )
     if not is_same:
         wrong = f"{TIED_HEAD}: differs from {name} though config.json has tie_word_embeddings"

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import parity
 from empathy_jax import sharding
-from empathy_jax.models import decoder, encoder, hf
+from empathy_jax.models import decoder, encoder, hf, safetensors_file
 from empathy_jax.pytree import flatten_paths, tree_bytes, unflatten_paths
 
 ARCHITECTURES = {
@@ -336,15 +336,13 @@ def test_an_index_that_names_the_wrong_shard_reports_what_is_missing(tmp_path):
 
 
 def test_a_save_that_fails_leaves_the_older_model(checkpoint, tmp_path, monkeypatch):
-    from empathy_jax.models import hf_save
-
     copy_through_us(checkpoint, tmp_path / "target")
     before = tensors_in(tmp_path / "target")
 
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_save, "save_file", full_disk)
+    monkeypatch.setattr(safetensors_file, "write", full_disk)
     with pytest.raises(OSError, match="No space"):
         copy_through_us(checkpoint, tmp_path / "target")
     assert_same_tensors(tensors_in(tmp_path / "target"), before)
