@@ -46,6 +46,14 @@ VALUES = {
     "sft.sample_every": 0,
     "rl.group_size": 4,
     "rl.rows_per_pass": 32,
+    # Chains of 32 tokens are never valid: what is learnt from are charges for the KL and for length, and
+    # a bonus for entropy. With the defaults every loss would be 0, whoever computes it.
+    "rl.advantage": "reinforce",
+    "rl.kl_placement": "reward",
+    "rl.kl_estimator": "k1",
+    "rl.kl_weight": 0.1,
+    "rl.overlong_buffer": 16,
+    "rl.entropy_target": 9.0,
     "rl.eval_questions": 2,
     "rl.eval_samples": 2,
     "log.every": 1,

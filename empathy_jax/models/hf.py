@@ -12,7 +12,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -310,17 +310,14 @@ def _rest(cut: np.ndarray, bounds: list[tuple[int, int]]) -> np.ndarray:
     return cut[(slice(None), *(slice(*bound) for bound in bounds[1:]))]
 
 
-def _spans(size: int) -> Iterator[tuple[int, int]]:
-    """First row and end of each part of so many rows."""
-    return ((first, min(first + _ROWS, size)) for first in range(0, size, _ROWS))
-
-
 def _check_tied_head(path: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> None:
     name = f"{config.name_prefix}embed_tokens.weight"
     head, embedding = tensors[TIED_HEAD].get_slice(TIED_HEAD), tensors[name].get_slice(name)
+    # A slice that goes beyond the end is an error here, unlike in numpy.
+    starts = range(0, config.vocab_size, _ROWS)
+    blocks = [slice(start, min(start + _ROWS, config.vocab_size)) for start in starts]
     is_same = head.get_dtype() == embedding.get_dtype() and all(
-        head[first:end].tobytes() == embedding[first:end].tobytes()
-        for first, end in _spans(config.vocab_size)
+        head[block].tobytes() == embedding[block].tobytes() for block in blocks
     )
     if not is_same:
         wrong = f"{TIED_HEAD}: differs from {name} though config.json has tie_word_embeddings"
