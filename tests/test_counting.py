@@ -24,6 +24,17 @@ def test_loops_count_as_often_as_they_run():
     assert counting.flops(until, square, jnp.int32(3), loops=4) == 4 * 2 * 6**3
 
 
+def test_a_loop_over_blocks_of_an_array_runs_over_all_of_them():
+    def sums(x, n):
+        def add(index, total):
+            return total + jax.lax.dynamic_slice_in_dim(x, index * 4, 4) @ x[:6]
+
+        return jax.lax.fori_loop(0, n, add, jnp.zeros((4, 6)))
+
+    x = jnp.ones((22, 6))
+    assert counting.flops(jax.jit(sums), x, jnp.int32(3), loops=9) == 6 * 2 * 4 * 6 * 6
+
+
 def test_of_branches_the_dearest():
     either = jax.jit(lambda p, x: jax.lax.cond(p, lambda x: x @ x @ x, lambda x: x, x))
     assert counting.flops(either, True, jnp.ones((6, 6))) == 2 * 2 * 6**3

@@ -10,7 +10,8 @@ vocabulary, L layers and c bytes of the compute dtype:
     attention's scores            2 · 4 · heads · sequences · queries of a block · keys of a block
     weights of a layer            gathered in both dtypes, twice: one in use, one on its way
     gradients                     as the weights that are trained; twice where passes are added up
-    output head                   3 · 4 · V · positions of a chunk, its table, and its gradient in float32
+    output head                   3 · 4 · v · positions of a chunk, its table, and its gradient in float32,
+                                  with v, the part of V, and the table cut over the tensor and fsdp axes
 
 The compiler fuses and reorders: docs/plan.md compares these figures with compiled programs.
 """
@@ -21,7 +22,7 @@ import math
 import jax.numpy as jnp
 
 from empathy_jax import sharding
-from empathy_jax.models import decoder, flash_attention
+from empathy_jax.models import decoder, flash_attention, vocabulary_cut
 from empathy_jax.sharding import Layout
 from empathy_jax.training import common
 from empathy_jax.training.plan_steps import Step, device_bytes
@@ -47,7 +48,11 @@ class Counted:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """Of a step on one device; see the module. `passes` is how often the layers run over `tokens`."""
+    """Of a step on one device; see the module.
+
+    `passes` is how often the layers run over `tokens`; the output head scores a `chunk` of positions of
+    the devices that are `sharing` one, against its `scored_vocab` entries.
+    """
 
     tokens: int
     passes: int
@@ -63,6 +68,9 @@ class _Sizes:
     kv: int
     layer_weights: int
     table: int
+    sharing: int
+    scored_vocab: int
+    chunk: int
 
 
 def count(step: Step, layout: Layout) -> Counted:
@@ -92,10 +100,13 @@ def _sizes(step: Step, layout: Layout) -> _Sizes:
     def cut(size: int) -> int:
         return size // tensor if size % tensor == 0 else size
 
+    tokens = -(-step.at_once // sharding.batch_parts(mesh)) * step.length
+    sharing = mesh.shape["fsdp"]
+    own = max(common.LOGIT_CHUNK // sharing, vocabulary_cut.LEAST_POSITIONS)
     table = common.module_of(model).param_table(model)
     stacked = sum(math.prod(spec.shape) for spec in table if spec.stacked)
     return _Sizes(
-        tokens=-(-step.at_once // sharding.batch_parts(mesh)) * step.length,
+        tokens=tokens,
         passes=max(step.rows // step.at_once, 1),
         compute=jnp.dtype(model.compute_dtype).itemsize,
         stored=jnp.dtype(model.param_dtype).itemsize,
@@ -109,6 +120,9 @@ def _sizes(step: Step, layout: Layout) -> _Sizes:
         kv=cut(kv_heads) * head_dim,
         layer_weights=stacked // model.num_layers // tensor,
         table=model.vocab_size * model.width,
+        sharing=sharing,
+        scored_vocab=-(-model.vocab_size // (tensor * sharing)),
+        chunk=min(own, tokens) * sharing,
     )
 
 
@@ -131,8 +145,7 @@ def _temporaries(step: Step, s: _Sizes, layout: Layout) -> int:
     if step.name == "rollout prefill":
         total += 2 * s.layers * s.tokens * s.kv * s.compute
     if step.scored:
-        total += 3 * 4 * s.vocab * min(common.LOGIT_CHUNK, s.tokens) + s.table * s.compute
-        total += s.table * s.stored if mesh.shape["fsdp"] > 1 else 0
+        total += 3 * 4 * s.scored_vocab * s.chunk + s.scored_vocab * s.width * s.compute
     if not step.trains:
         return total
     kept = {
@@ -144,7 +157,7 @@ def _temporaries(step: Step, s: _Sizes, layout: Layout) -> int:
     if step.model.remat == "none":
         total += (s.layers - 1) * scores
     if step.scored and not step.model.lora_rank:
-        total += 4 * s.table
+        total += 4 * s.scored_vocab * s.width
     return total + (2 if s.passes > 1 else 1) * device_bytes(step.arguments[0].trainable)
 
 
@@ -158,7 +171,7 @@ def _traffic(step: Step, s: _Sizes) -> float:
     activations = (
         s.layers * s.tokens * s.compute * (12 * s.width + 4 * s.q + 4 * s.out + 8 * s.hidden)
     )
-    scored = 4 * s.vocab * 3 * s.tokens if step.scored else 0
+    scored = 4 * 3 * s.scored_vocab * s.tokens * s.sharing if step.scored else 0
     total = runs * (2 * weights + activations + scored)
     if step.trains:
         state = step.arguments[0]
@@ -177,13 +190,13 @@ def _collectives(step: Step, s: _Sizes, layout: Layout) -> dict[tuple[str, str],
     if is_decode:
         return found
     if mesh.shape["fsdp"] > 1:
-        ends = s.table * s.compute if step.scored else 0
+        states = s.tokens * s.sharing * s.width * s.compute if step.scored else 0
         runs = s.passes * (2 if step.trains else 1)
-        found["all-gather", "fsdp"] = runs * (weights * s.compute + ends)
+        found["all-gather", "fsdp"] = runs * (weights * s.compute + states)
     if step.trains:
-        trained = 0 if step.model.lora_rank else (weights + s.table) * s.stored
+        trained = 0 if step.model.lora_rank else weights * s.stored
         if mesh.shape["fsdp"] > 1:
-            found["reduce-scatter", "fsdp"] = s.passes * trained
+            found["reduce-scatter", "fsdp"] = s.passes * (trained + states)
         if mesh.shape["data"] > 1:
             found["all-reduce", "data"] = device_bytes(step.arguments[0].trainable)
     return found

@@ -84,23 +84,22 @@ def test_every_step_of_rl_takes_what_its_run_gives_it():
 
 
 def test_a_plan_by_counting_says_that_it_fits(capsys):
-    made = plan.run(_config(sft, data=1, fsdp=2, tensor=4), "gpu:8xh200")
+    made = plan.run(_config(sft, data=1, fsdp=4, tensor=2), "gpu:8xh200")
     said = capsys.readouterr().out
     assert (
         made.fits
         and "FITS: needs" in said
-        and "mesh data 1 x fsdp 2 x sequence 1 x tensor 4" in said
+        and "mesh data 1 x fsdp 4 x sequence 1 x tensor 2" in said
     )
     (estimate,) = made.estimates
     assert not estimate.compiled and "SFT update" in said
     bounds = plan.bounds(estimate, made.target)
     assert bounds["compute"] == estimate.flops / 989e12 and made.seconds == max(bounds.values())
-    # Six FLOPs a parameter and token, attention and one more forward pass come to less than ten;
-    # attention's loops over blocks, whose number is not known, count as often as those of the head.
+    # Six FLOPs a parameter and token, attention and one more forward pass come to less than ten.
     model = plan_steps.policy_architecture(_config(sft))
     tokens = 8 * 256
     parameters = sum(int(np.prod(spec.shape)) for spec in decoder.param_table(model))
-    assert 6 < estimate.flops * 8 / (parameters * tokens) < 15
+    assert 6 < estimate.flops * 8 / (parameters * tokens) < 10
 
 
 def _small(name: str, hbm_bytes: int) -> chips.Slice:
