@@ -10,6 +10,7 @@ and temporaries.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -22,14 +23,13 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 
+from benchmarks import grpo_step
 from configs import common as configs
 from empathy_jax import optimizer, sharding
 from empathy_jax.data import pairs
 from empathy_jax.models import decoder, encoder
-from empathy_jax.rl.stop_conditions import Limits
 from empathy_jax.training import common, policy_update, reward_model, rollout_rows, sft
 from empathy_jax.training.common import Model
-from empathy_jax.training.rl_settings import Settings
 
 MESHES = {
     "8x1": (8, 1, 1, 1),
@@ -54,29 +54,8 @@ REWARD = reward_model.Settings(
     negative_margin=-0.1,
     rows_per_pass=0,
 )
-RL = Settings(
-    ratio="token",
-    surrogate="clip",
-    clip_low=0.2,
-    clip_high=0.2,
-    clip_ceiling=None,
-    aggregation="sequence_mean",
-    kl_estimator="k3",
-    kl_placement="loss",
-    kl_weight=0.04,
-    mismatch="none",
-    mismatch_level="token",
-    mismatch_ceiling=2.0,
-    entropy_target=0.0,
-    overlong_filter=False,
-    reference_every=0,
-    minibatches=1,
-    passes=1,
-    rows_per_pass=8,
-    completions_per_row=4,
-    temperature=1.0,
-    max_completion_tokens=64,
-    limits=Limits(0.0, 0.0, 0.0, 1),
+RL = dataclasses.replace(
+    grpo_step.SETTINGS, rows_per_pass=8, completions_per_row=4, max_completion_tokens=64
 )
 Batch = dict[str, np.ndarray]
 

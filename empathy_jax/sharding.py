@@ -203,7 +203,7 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
 def row_parts() -> int:
     """Devices that hold different rows of a batch, on the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape], dtype=int))
+    return parts([axis for axis in BATCH_AXES if axis in mesh.shape])
 
 
 # --- batches ---

@@ -4,7 +4,6 @@ A question's samples depend on the seed and on its text alone: the same ones com
 in the file, and however often the run was killed.
 """
 
-import functools
 import json
 import sys
 import time
@@ -17,7 +16,6 @@ from ml_collections import ConfigDict
 
 from empathy_jax import files, resources, sharding
 from empathy_jax.corpus import readers, records
-from empathy_jax.data import examples as examples_lib
 from empathy_jax.metric_writer import Progress
 from empathy_jax.serving import terminal
 from empathy_jax.training import common, completions, inputs, reward_terms
@@ -69,15 +67,8 @@ def read_questions(config: ConfigDict, folder: Path, model: common.Model) -> lis
     else:
         path = inputs.questions_path(config, folder.parent)
         found, rejects = readers.read_questions(path, data.language, data.max_rejected)
-    make = functools.partial(
-        examples_lib.prompt_example,
-        tokenizer=model.tokenizer,
-        max_prompt_tokens=data.max_prompt_tokens,
-    )
-    examples, overlong = examples_lib.build(found, make, data.overlong)
+    kept, overlong = inputs.fitting_questions(found, model.tokenizer, data)
     files.write_jsonl(folder / "rejected.jsonl", [*rejects, *overlong])
-    fitting = {example["id"] for example in examples}
-    kept = [record for record in found if record["id"] in fitting]
     if not kept:
         raise ValueError(
             f"config.data.questions ({data.questions!r}) holds no question to answer: {len(rejects)} "

@@ -9,7 +9,6 @@ The reward itself is put to the test as well, with every way to cheat of `evalua
 reward model's cosine alone, and the reward of an answer as the phase rl would compose it.
 """
 
-import functools
 import json
 import time
 from collections import Counter
@@ -22,7 +21,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from empathy_jax import chain_of_empathy, files, hosts, resources, sharding
-from empathy_jax.data import examples as examples_lib
 from empathy_jax.data import pairs
 from empathy_jax.evaluation import probes, report, safety_table
 from empathy_jax.evaluation.metrics import resampling, tokens
@@ -109,15 +107,8 @@ def read_test_questions(config: ConfigDict, folder: Path, model: common.Model) -
             f"config.data.test_fraction {config.data.test_fraction}; name other questions than "
             "those that the model was trained on, with a fraction above 0"
         )
-    make = functools.partial(
-        examples_lib.prompt_example,
-        tokenizer=model.tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-    )
-    examples, rejects = examples_lib.build(records, make, config.data.overlong)
+    kept, rejects = inputs.fitting_questions(records, model.tokenizer, config.data)
     files.append_jsonl(folder / "rejected.jsonl", rejects)
-    fitting = {example["id"] for example in examples}
-    kept = [record for record in records if record["id"] in fitting]
     if not kept:
         raise ValueError(
             f"no question is left to evaluate: all {len(rejects)} of the test split of "

@@ -3,11 +3,13 @@
 How many there are, and of what, is left in `records.json` for the card of the model.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
 
 from empathy_jax import chain_of_empathy, files
 from empathy_jax.corpus import readers, splits
@@ -125,6 +127,22 @@ def build_examples(
         records[name], examples[name] = kept, [by_id[record["id"]] for record in kept]
     _note(folder, records)
     return examples
+
+
+def fitting_questions(
+    records: Sequence[dict], tokenizer: PreTrainedTokenizerFast, data: ConfigDict
+) -> tuple[list[dict], list[dict]]:
+    """The questions that `data.max_prompt_tokens` can hold, and rejects of the others.
+
+    Raises:
+      ValueError: for an overlong one (`data.overlong="error"`).
+    """
+    make = functools.partial(
+        examples_lib.prompt_example, tokenizer=tokenizer, max_prompt_tokens=data.max_prompt_tokens
+    )
+    examples, rejects = examples_lib.build(records, make, data.overlong)
+    fitting = {example["id"] for example in examples}
+    return [record for record in records if record["id"] in fitting], rejects
 
 
 def training_texts(records: Iterable[dict]) -> list[str]:
