@@ -24,7 +24,7 @@ def measure(
     config: ConfigDict,
     folder: Path,
 ) -> dict[str, float]:
-    """The policy's figures on the first held-out questions; its rewards go to `held_out.jsonl`.
+    """The policy's figures on the first held-out questions; rewards and terms go to `held_out.jsonl`.
 
     Args:
       step: that the policy has reached.
@@ -39,7 +39,12 @@ def measure(
     rows = completions.complete(key, variables, model, some, config, config.rl.eval_samples)
     terms = reward_terms.score(rows, scorer, config)
     reward = reward_terms.combine(terms, config).reshape(len(some), -1).mean(axis=1)
-    line = {"step": step, "reward_per_question": reward.tolist(), "ids": [r["id"] for r in some]}
+    line = {
+        "step": step,
+        "ids": [record["id"] for record in some],
+        "reward_per_question": reward.tolist(),
+        "terms": {name: values.tolist() for name, values in terms.items()},  # of each completion
+    }
     files.append_jsonl(folder / FILE, [line])
     figures = {
         "held_out_echo": float(terms["echo"].mean()),

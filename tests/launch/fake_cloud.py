@@ -29,7 +29,9 @@ what = "reason" if "failedData" in flags.get("format", "") else f"{kind} {verb}"
 plan = json.loads((cloud / "plan.json").read_text())
 answers = plan.get(what, [""])
 answer = answers.pop(0) if len(answers) > 1 else answers[0]
-(cloud / "plan.json").write_text(json.dumps(plan))
+left = cloud / f"plan.json.{os.getpid()}"
+left.write_text(json.dumps(plan))
+left.replace(cloud / "plan.json")  # another gcloud may read it now
 if answer.startswith("ERROR"):
     sys.exit(answer)
 print(answer)

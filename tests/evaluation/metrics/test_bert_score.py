@@ -39,7 +39,7 @@ def _ours(folder, texts, pairs, layer):
 
 def _theirs(folder, pairs, layer):
     """(P, R, F) of the package bert-score with an encoder cut to its first layers."""
-    model = transformers.BertModel.from_pretrained(folder).eval()
+    model = transformers.BertModel.from_pretrained(folder, dtype=torch.float32).eval()
     model.encoder.layer = torch.nn.ModuleList(list(model.encoder.layer)[:layer])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = model.config.max_position_embeddings
