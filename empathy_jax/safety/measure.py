@@ -4,7 +4,8 @@ PART is "dev", on which the rules were written, or one of the held-out parts, on
 (docs/safety.md tells the procedure). Recall: the share of texts of grade 3 and above that are graded
 so. False alarms: the share of innocent look-alikes (cases of grade 0) that are. Each part is measured with
 the rules alone and with the learned part, which was trained on all parts named in `train.PARTS`: there its
-figures say what it remembers, not what it would find.
+figures say what it remembers, not what it would find. Failures are listed by their ids, but not those of
+a part that nobody has read (`UNREAD`).
 """
 
 import collections
@@ -20,7 +21,8 @@ from typing import Literal
 from empathy_jax.safety.risk import grade
 
 URGENT = 3  # the grade from which on a text calls for help at once
-PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3")
+PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3", "held_out_4")
+UNREAD = {"held_out_4"}  # a list of failures leads to reading them, and then to a better figure
 _Z = 1.959964  # 95 % of a normal distribution lie within
 
 
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
         for learned in (False, True):
             means = "rules and learned part" if learned else "rules"
             print(f"== {part}: {len(cases)} cases, {means}\n{report(cases, learned)}")
-            for case, got in missed(cases, learned):
+            for case, got in missed(cases, learned) if part not in UNREAD else ():
                 print(f"  {case.id}: {case.grade} expected, {got} found")
 
 

@@ -31,7 +31,7 @@ from empathy_jax.safety.measure import URGENT, Share
 
 PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3")  # read long ago; later parts are not
 FOLDS = 6
-FALSE_ALARMS = {"noticed": 0.10, "urgent": 0.05}  # of texts of grade 0, in cross-validation
+FALSE_ALARMS = {"noticed": 0.10, "urgent": 0.05}  # of texts of grade 0, by rules and model together
 PENALTY = 0.1
 FEWEST_TEXTS = 2  # in which a feature must occur
 DECIMALS = 3
@@ -155,18 +155,25 @@ def cross_validate(chosen: Sequence[Text], read: Sequence[Sequence[Window]]) -> 
     return found
 
 
-def thresholds(scores: np.ndarray, grades: np.ndarray) -> tuple[float, ...]:
-    """For each target the lowest score that no more innocent texts reach than `FALSE_ALARMS` allows."""
-    innocent = np.sort(scores[grades == 0], axis=0)[::-1]
+def thresholds(scores: np.ndarray, grades: np.ndarray, rules: np.ndarray) -> tuple[float, ...]:
+    """For each target the lowest threshold at which `FALSE_ALARMS` holds of the rules and the model.
+
+    Args:
+      scores: of texts, in cross-validation [N, targets].
+      grades, rules: what the texts are graded by hand and by the rules alone [N].
+    """
+    innocent = grades == 0
     found = []
-    for target, share in enumerate(FALSE_ALARMS.values()):
-        first_free = innocent[int(share * len(innocent)), target]
-        found.append(round(float(first_free) + 10.0**-DECIMALS, DECIMALS))
+    for target, (name, least) in enumerate(TARGETS.items()):
+        left = innocent & (rules < least)
+        falling = np.sort(scores[left, target])[::-1]
+        allowed = int(FALSE_ALARMS[name] * innocent.sum()) - (innocent.sum() - left.sum())
+        found.append(round(float(falling[max(allowed, 0)]) + 10.0**-DECIMALS, DECIMALS))
     return tuple(found)
 
 
 def report(
-    chosen: Sequence[Text], scores: np.ndarray, limits: Sequence[float], rules: Sequence[int]
+    chosen: Sequence[Text], scores: np.ndarray, limits: Sequence[float], rules: np.ndarray
 ) -> str:
     """Recall and false alarms in cross-validation, with and without the rules.
 
@@ -177,9 +184,9 @@ def report(
     """
     urgent, noticed = scores[:, 1] >= limits[1], scores[:, 0] >= limits[0]
     graded = {
-        "rules": np.array(rules) >= URGENT,
+        "rules": rules >= URGENT,
         "learned": urgent,
-        "both": urgent | (np.array(rules) >= URGENT),
+        "both": urgent | (rules >= URGENT),
     }
     groups: dict[str, list[int]] = {"all": list(range(len(chosen)))}
     for field in ("language", "difficulty", "group"):
@@ -200,7 +207,7 @@ def report(
                 for kind, mask in parts.items()
             }
             lines.append(f"{name:26} {way:8}" + "".join(f"  {k} {v}" for k, v in shares.items()))
-        some = (noticed | urgent | (np.array(rules) >= 1))[indices]
+        some = (noticed | urgent | (rules >= 1))[indices]
         lines.append(
             f"{name:26} not 0   "
             + "".join(f"  {k} {Share(int(some[m].sum()), int(m.sum()))}" for k, m in parts.items())
@@ -232,8 +239,8 @@ def main(arguments: Sequence[str]) -> None:
     read = [risk.windows(one.text) for one in chosen]
     grades = np.array([one.grade for one in chosen])
     scores = cross_validate(chosen, read)
-    limits = thresholds(scores, grades)
-    rules = [risk.grade(one.text, learned=False).grade for one in chosen]
+    rules = np.array([risk.grade(one.text, learned=False).grade for one in chosen])
+    limits = thresholds(scores, grades, rules)
     print(report(chosen, scores, limits, rules))
     model = fit(read, grades)._replace(thresholds=limits)
     write(path, model, fingerprint(chosen))

@@ -100,3 +100,11 @@ def test_command_prints_the_part_it_is_asked_for(capsys):
     assert out.startswith("== held_out_3: 152 cases, rules\n") and "== dev" not in out
     assert "\n== held_out_3: 152 cases, rules and learned part\n" in out
     assert "held_out_3-zh-implicit-04: 4 expected, 0 found" in out
+
+
+def test_failures_of_an_unread_part_are_not_listed(monkeypatch, capsys):
+    assert measure.UNREAD == {"held_out_4"}
+    monkeypatch.setattr(measure, "UNREAD", {"held_out_3"})
+    measure.main(["held_out_3"])
+    out = capsys.readouterr().out
+    assert out.startswith("== held_out_3: 152 cases, rules\n") and " expected, " not in out

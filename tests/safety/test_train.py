@@ -94,5 +94,14 @@ def test_cross_validation_does_not_see_the_group():
 
 def test_thresholds_by_hand():
     scores = np.stack([np.arange(20.0), np.arange(20.0)], axis=1)
-    noticed, urgent = train.thresholds(scores, np.zeros(20, int))
-    assert (scores[:, 0] >= noticed).sum() == 2 and (scores[:, 1] >= urgent).sum() == 1  # 10 %, 5 %
+    none = np.zeros(20, int)
+
+    def alarms(rules):
+        return (scores >= train.thresholds(scores, none, rules)).sum(axis=0).tolist()
+
+    assert alarms(none) == [2, 1]  # 10 %, 5 %
+    # What the rules take for danger is counted, whatever its score.
+    assert alarms(np.array([3] + [0] * 19)) == [1, 0]
+    assert alarms(np.array([0] * 19 + [3])) == [2, 1]
+    assert alarms(np.array([1] + [0] * 19)) == [1, 1]
+    assert alarms(np.array([3, 3, 3] + [0] * 17)) == [0, 0]
