@@ -32,21 +32,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import steps
 from configs import common as configs
 from empathy_jax.generation import decode_loop, engine
 from empathy_jax.models import decoder, hf
 
-TINY = decoder.DecoderConfig(
-    vocab_size=4096, width=256, mlp_width=768, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=32,
-    max_positions=4096,
-)  # fmt: skip
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--assets", type=Path, help="folder with tiny_qwen3/")
-    parser.add_argument("--shape", choices=("tiny", "qwen3_0p6b", "qwen3_1p7b"), default="tiny")
+    parser.add_argument("--shape", choices=steps.SHAPES, default="tiny")
     parser.add_argument("--batch", type=int, default=64, help="completions side by side")
     parser.add_argument("--group", type=int, default=8, help="samples of a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=64)
@@ -96,7 +93,7 @@ def load(assets: Path | None, shape: str) -> tuple[decoder.DecoderConfig, dict]:
     if shape == "tiny" and assets is not None:
         config = hf.read_config(assets / "tiny_qwen3")
         return config, jax.device_put(hf.load_params(assets / "tiny_qwen3", config))
-    config = TINY
+    config = steps.MODEL
     if shape != "tiny":
         fields = {field.name for field in dataclasses.fields(decoder.DecoderConfig)}
         values = {name: value for name, value in configs.SIZES[shape].items() if name in fields}

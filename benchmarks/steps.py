@@ -1,6 +1,7 @@
 """What the benchmarks of training steps share: the model, inputs, clocks and arithmetic floors."""
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -31,6 +32,7 @@ MODEL = decoder.DecoderConfig(
     rope_theta=1e6,
     max_positions=4096,
 )
+SHAPES = ("tiny", "qwen3_0p6b", "qwen3_1p7b")
 SEED = 1234
 
 
@@ -38,6 +40,7 @@ def parse(description: str, steps: int = 10) -> argparse.ArgumentParser:
     """The options that all step benchmarks take."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--assets", type=Path, help="weights, tokenizer and inputs of the peers")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="the others are for a GPU")
     parser.add_argument("--peer", action="append", default=[], metavar="CMD", help="see above")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the clock starts")
     parser.add_argument("--steps", type=int, default=steps, help="timed steps of a round")
@@ -45,11 +48,31 @@ def parse(description: str, steps: int = 10) -> argparse.ArgumentParser:
     return parser
 
 
-def load_params(assets: Path | None) -> dict:
+def read_shape(arguments: argparse.Namespace) -> decoder.DecoderConfig:
+    """The decoder of --shape.
+
+    Raises:
+      SystemExit: for a large one without a GPU, or with the peers' assets, which are of the tiny one.
+    """
+    shape = arguments.shape
+    if shape == "tiny":
+        return MODEL
+    if jax.default_backend() != "gpu":
+        raise SystemExit(
+            f"no GPU here: --shape {shape} was not measured; --shape tiny runs on CPUs"
+        )
+    if arguments.assets is not None:
+        raise SystemExit(f"--assets hold the tiny shape; leave them out with --shape {shape}")
+    fields = {field.name for field in dataclasses.fields(decoder.DecoderConfig)}
+    values = {name: value for name, value in configs.SIZES[shape].items() if name in fields}
+    return decoder.DecoderConfig(**values)
+
+
+def load_params(assets: Path | None, config: decoder.DecoderConfig) -> dict:
     """The peers' weights, or random ones of the same shapes."""
     if assets is None:
-        return decoder.init_params(jax.random.key(SEED), MODEL)
-    return jax.device_put(hf.load_params(assets / "tiny_qwen3", MODEL))
+        return decoder.init_params(jax.random.key(SEED), config)
+    return jax.device_put(hf.load_params(assets / "tiny_qwen3", config))
 
 
 def make_state(params: dict, learning_rate: float) -> tuple[Any, TrainState]:
@@ -96,9 +119,11 @@ class Clock:
         }
 
 
-def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
-    """GFLOP/s of a float32 matrix product: the best of some, since others may use the cores."""
-    x = jax.random.normal(jax.random.key(0), (size, size))
+def matmul_gflops(config: decoder.DecoderConfig, repeats: int = 5) -> float:
+    """GFLOP/s of a matrix product in the compute dtype: the best of some, since others may use the
+    cores."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(config.compute_dtype))
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(x, x))
     times = []
@@ -109,17 +134,17 @@ def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(times) / 1e9
 
 
-def layer_gflop(tokens: float, keys: float) -> float:
+def layer_gflop(config: decoder.DecoderConfig, tokens: float, keys: float) -> float:
     """GFLOP of all layers' forward pass over tokens that see so many keys on average."""
-    heads = (2 * MODEL.num_heads + 2 * MODEL.num_kv_heads) * MODEL.head_dim
-    weights = MODEL.width * (heads + 3 * MODEL.mlp_width)
-    attention = 2 * MODEL.num_heads * MODEL.head_dim * keys
-    return 2 * MODEL.num_layers * tokens * (weights + attention) / 1e9
+    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    weights = config.width * (heads + 3 * config.mlp_width)
+    attention = 2 * config.num_heads * config.head_dim * keys
+    return 2 * config.num_layers * tokens * (weights + attention) / 1e9
 
 
-def head_gflop(tokens: float) -> float:
+def head_gflop(config: decoder.DecoderConfig, tokens: float) -> float:
     """GFLOP of the logits of so many positions."""
-    return 2 * tokens * MODEL.width * MODEL.vocab_size / 1e9
+    return 2 * tokens * config.width * config.vocab_size / 1e9
 
 
 def run_peers(commands: list[str]) -> list[dict]:
@@ -140,6 +165,6 @@ def report(name: str, more: dict) -> None:
     print(json.dumps({"benchmark": name, "cores": cores, "load": loads, **more}), flush=True)
 
 
-def random_tokens(*shape: int) -> np.ndarray:
+def random_tokens(config: decoder.DecoderConfig, *shape: int) -> np.ndarray:
     """Token ids, always the same for the same shape."""
-    return np.random.default_rng(SEED).integers(3, MODEL.vocab_size, shape).astype(np.int32)
+    return np.random.default_rng(SEED).integers(3, config.vocab_size, shape).astype(np.int32)
