@@ -53,7 +53,7 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 @pytest.fixture(scope="module")
 def browser():
-    """A real browser for the tests of pages: a Chromium on the path, or the one that CHROMIUM names."""
+    """A real browser for the tests of pages: the Chromium on the path, or that of CHROMIUM."""
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if chromium is None:
         pytest.skip(f"no Chromium: none of {CHROMIUMS} is on the path and CHROMIUM is not set")

@@ -92,18 +92,20 @@
     $("language").lang = language === "zh" ? "en" : "zh-CN";
     for (const element of document.querySelectorAll("[data-text]")) write(element);
     for (const id of ["new", "save-text", "save-json"]) $(id).hidden = turns.length === 0;
+    text.rows = turns.length === 0 ? 6 : 2;
     const [shown, other] = running ? [$("stop"), $("send")] : [$("send"), $("stop")];
     const focused = document.activeElement === other;
     shown.hidden = false;
     other.hidden = true;
-    if (focused) shown.focus();
+    if (focused) shown.focus({ preventScroll: true });
     grow();
   }
 
   function grow() {
     text.style.height = "auto";
     text.style.height = `${text.scrollHeight + 2}px`;
-    label($("count"), "count", { count: [...text.value].length });
+    const count = [...text.value].length;
+    label($("count"), count === 0 ? "nothing" : "count", { count });
   }
 
   // --- the server ---
@@ -160,7 +162,8 @@
     const reply = make("section", "reply", label(make("h2"), "reply"), chain, answer);
     const asked = [label(make("h2"), "you"), makeText("question", question)];
     const article = make("article", "turn", ...asked, reply);
-    turn.view = { article, reply, chain, answer, tail, layers: {}, banner: null, note: null, told: 0 };
+    const layers = {}, banner = null, note = null, told = 0;
+    turn.view = { article, reply, chain, answer, tail, layers, banner, note, told };
     $("conversation").append(article);
     turns.push(turn);
     return turn;
@@ -184,7 +187,7 @@
     view.banner?.remove();
     view.banner = banner;
     view.chain.before(banner);
-    if (found.code === "urgent") banner.scrollIntoView({ block: "center" });
+    if (found.code === "urgent") banner.scrollIntoView();
   }
 
   function showLayer({ layers, view }, name) {
@@ -269,7 +272,7 @@
     running = controller;
     label($("status"), "sent");
     frame();
-    if (document.activeElement === document.body) $("stop").focus(); // "Try again" has gone
+    if (document.activeElement === document.body) $("stop").focus({ preventScroll: true }); // "Try again" has gone
     turn.view.article.scrollIntoView();
     learnGuard();
     let failed = null;
@@ -285,6 +288,7 @@
     else finish(turn, failed);
     label($("status"), failed ? "nothing" : "done");
     frame();
+    $("problem").scrollIntoView(); // where there is one
   }
 
   // Nothing came: the text goes back to where it was written, and the reason stands beside it.
@@ -334,18 +338,21 @@
     text.focus();
   }
 
-  // --- a file of the conversation ---
+  // --- files of the conversation ---
 
   function transcript() {
-    const parts = [`empathy_jax · ${model} · ${new Date().toLocaleString()}`, say("standing")];
+    const parts = ["# empathy_jax", plain(`${model}, ${new Date().toLocaleString()}`)];
+    parts.push(plain(say("standing")));
     for (const turn of turns) {
-      parts.push(`【${say("you")}】`, turn.question, `【${say("reply")}】`, turn.guard?.message);
+      parts.push(`## ${say("you")}`, plain(turn.question), `## ${say("reply")}`);
+      if (turn.guard?.message) parts.push(plain(turn.guard.message).replace(/^/gm, "> "));
       for (const [name, layer] of Object.entries(turn.layers)) {
-        parts.push(`${name === "between" ? "" : `${name} `}${say(name)}\n${layer}`);
+        parts.push(`### ${name === "between" ? "" : `${name} `}${say(name)}`, plain(layer));
       }
-      parts.push(answerOf(turn), turn.view.note?.firstChild.textContent);
+      parts.push("---", plain(answerOf(turn)));
+      if (turn.view.note) parts.push(`*${turn.view.note.firstChild.textContent}*`);
     }
-    return `${parts.filter(Boolean).join("\n\n")}\n`;
+    return `${parts.join("\n\n")}\n`;
   }
 
   function save(content, type, ending) {
@@ -368,7 +375,7 @@
   $("send").addEventListener("click", submit);
   $("stop").addEventListener("click", () => running?.abort());
   $("new").addEventListener("click", clear);
-  $("save-text").addEventListener("click", () => save(transcript(), "text/plain", "txt"));
+  $("save-text").addEventListener("click", () => save(transcript(), "text/markdown", "md"));
   $("save-json").addEventListener("click", saveRecord);
   $("language").addEventListener("click", () => {
     language = language === "zh" ? "en" : "zh";
@@ -390,6 +397,16 @@
   addEventListener("beforeunload", (event) => {
     if (text.value.trim()) event.preventDefault();
   });
+
+  // What is scrolled to, or gets the focus, is not hidden behind what stays in sight.
+  const resized = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const height = getComputedStyle(target).position === "sticky" ? target.offsetHeight : 0;
+      document.documentElement.style.setProperty(`--${target.id}`, `${height}px`);
+    }
+  });
+  resized.observe($("standing"));
+  resized.observe($("composer"));
 
   frame();
   learnGuard();

@@ -27,7 +27,10 @@ function hear(turn, delta) {
     const known = Object.entries(delta.guard).filter(([, value]) => value !== null);
     turn.guard = { ...turn.guard, ...Object.fromEntries(known) };
   }
-  if (layer) turn.layers[layer] = ((turn.layers[layer] ?? "") + delta.reasoning_content).trimStart();
+  if (layer) {
+    const known = turn.layers[layer] ?? "";
+    turn.layers[layer] = (known + delta.reasoning_content).trimStart();
+  }
   if (delta.content) turn.content += delta.content;
   if (delta.rule !== undefined) turn.rule = delta.rule;
   return layer;
@@ -40,7 +43,7 @@ function answerOf(turn) {
   return message.startsWith(turn.content) ? "" : turn.content;
 }
 
-// Length of the first sentence of a text that may still grow; 0 where none is certain to have ended.
+// Length of the first sentence of a text that may still grow; 0 where none has surely ended.
 function sentenceEnd(text, grows) {
   const found = SENTENCE.exec(text.slice(0, LONGEST_SENTENCE));
   if (found) return found[0].length;
@@ -70,6 +73,15 @@ function recordOf(turns) {
   }));
 }
 
+// A text as Markdown that shows it as it is: with its lines, and with nothing in it taken for markup.
+function plain(text) {
+  return text
+    .replace(/[\\`*_[\]<>&#~|]/g, "\\$&")
+    .replace(/^([ \t]*\d*)([-+=.)])/gm, "$1\\$2")
+    .replace(/^[ \t]+/gm, (space) => "\u00a0".repeat(space.length))
+    .replace(/\n(?!\n|$)/g, "  \n");
+}
+
 // The events of a stream up to its end. One that breaks off before it has lost the connection.
 async function* readEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -90,7 +102,8 @@ async function refusal(reply, hadToken, isFirst) {
   const { error = {} } = await reply.json().catch(() => ({}));
   const seconds = Number(reply.headers.get("Retry-After"));
   const key = { 401: hadToken ? "token_wrong" : "token_wanted", 408: "deadline", 413: "too_long",
-    429: seconds > 0 ? "busy_until" : "busy", 503: "closing" }[reply.status] ?? "refused";
+    429: seconds > 0 ? "busy_until" : "busy" }[reply.status]
+    ?? (reply.status < 500 ? "refused" : "closing");
   const long = key === "too_long" || error.code === "context_length_exceeded";
   return failure(long ? (isFirst ? "too_long" : "too_long_together") : key,
     { seconds, status: reply.status }, error.guard);
