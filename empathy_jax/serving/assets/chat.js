@@ -272,15 +272,16 @@
     running = controller;
     label($("status"), "sent");
     frame();
-    if (document.activeElement === document.body) $("stop").focus({ preventScroll: true }); // "Try again" has gone
+    // "Try again" has gone, and with it the focus.
+    if (document.activeElement === document.body) $("stop").focus({ preventScroll: true });
     turn.view.article.scrollIntoView();
     learnGuard();
     let failed = null;
     try {
       await converse(turn, controller.signal);
     } catch (error) {
-      const lost = isHeard(turn) ? "lost" : "offline";
-      failed = controller.signal.aborted ? failure("stopped") : error.key ? error : failure(lost);
+      const lost = failure(isHeard(turn) ? "lost" : "offline");
+      failed = controller.signal.aborted ? failure("stopped") : error.key ? error : lost;
     }
     if (running !== controller) return; // the conversation was cleared meanwhile
     running = null;
@@ -307,6 +308,7 @@
     if (failed.guard?.message) $("problem").prepend(makeBanner(failed.guard));
     if ($("door").hidden && text.value.trim()) $("problem").append(makeButton("again", submit));
     $("problem").hidden = false;
+    $("problem").scrollIntoView();
   }
 
   function hideProblem() {

@@ -82,12 +82,12 @@ function plain(text) {
     .replace(/\n(?!\n|$)/g, "  \n");
 }
 
-// The events of a stream up to its end. One that breaks off before it has lost the connection.
+// The events of a stream up to its end.
 async function* readEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   for (let unread = ""; ; ) {
     const { value, done } = await reader.read();
-    if (done) throw failure("lost");
+    if (done) throw new Error("the stream breaks off");
     const parts = (unread + value).split("\n\n");
     unread = parts.pop();
     for (const part of parts) {
