@@ -1,6 +1,7 @@
 """The chat page in a real browser, before a real server; the model is scripted."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import threading
@@ -68,6 +69,7 @@ class SteppedBatch(ScriptedBatch):
 
     def __init__(self, tokenizer, text):
         super().__init__(tokenizer, text)
+        self.text = text
         self.slices = threading.Semaphore(0)
 
     def decode(self, steps, enough):
@@ -77,13 +79,14 @@ class SteppedBatch(ScriptedBatch):
 
     def tell_until(self, tokenizer, part, told=0):
         """Decodes what stands before a part of the text, or a little less; how many slices in all."""
-        tokens = tokenizers.completion_ids(tokenizer, TEXT[: TEXT.rindex(part)])
+        tokens = tokenizers.completion_ids(tokenizer, self.text[: self.text.rindex(part)])
         self.slices.release(len(tokens) // SLICE - told)
         return len(tokens) // SLICE
 
 
 def test_the_layers_unfold_and_then_comes_the_answer(browser, tokenizer):
-    batch = SteppedBatch(tokenizer, TEXT)
+    chain = dataclasses.replace(CHAIN, answer=CHAIN.answer + "雨停了。" * 3)
+    batch = SteppedBatch(tokenizer, chain_of_empathy.render(chain))
     with serve(batch, tokenizer) as served, visit(browser, served, errors := []) as tab:
         send(tab, QUESTION)
         told = batch.tell_until(tokenizer, CHAIN.L3)
@@ -91,12 +94,12 @@ def test_the_layers_unfold_and_then_comes_the_answer(browser, tokenizer):
         assert opened(tab) == ["L1", "L2"]
         assert answers(tab) == [""] and "L1 情绪与处境" in tab.inner_text(".chain")
         assert "成因与信念" in tab.inner_text("#status")
-        batch.tell_until(tokenizer, CHAIN.answer[-3:], told)
+        batch.tell_until(tokenizer, "雨停了。", told)
         tab.wait_for_selector(".answer span:not(:empty)")
         assert opened(tab) == []
         batch.slices.release(1000)
         tab.wait_for_selector(IDLE)
-        assert answers(tab) == [CHAIN.answer]
+        assert answers(tab) == [chain.answer]
         told = [layer.text_content() for layer in tab.query_selector_all("details .text")]
         assert told == [getattr(CHAIN, name) for name in LAYERS]
         # Sentences are announced whole, each once.
