@@ -108,6 +108,7 @@ def test_the_layers_unfold_and_then_comes_the_answer(browser, tokenizer):
         assert [sentence.text_content() for sentence in spoken] == [
             "听起来你很累。\n",
             "我在这里。",
+            *["雨停了。"] * 3,
         ]
     assert not errors
 
