@@ -289,7 +289,6 @@
     else finish(turn, failed);
     label($("status"), failed ? "nothing" : "done");
     frame();
-    $("problem").scrollIntoView(); // where there is one
   }
 
   // Nothing came: the text goes back to where it was written, and the reason stands beside it.
@@ -308,6 +307,7 @@
     if (failed.guard?.message) $("problem").prepend(makeBanner(failed.guard));
     if ($("door").hidden && text.value.trim()) $("problem").append(makeButton("again", submit));
     $("problem").hidden = false;
+    frame();
     $("problem").scrollIntoView();
   }
 
