@@ -85,7 +85,7 @@ class SteppedBatch(ScriptedBatch):
 
 
 def test_the_layers_unfold_and_then_comes_the_answer(browser, tokenizer):
-    chain = dataclasses.replace(CHAIN, answer=CHAIN.answer + "雨停了。" * 3)
+    chain = dataclasses.replace(CHAIN, L2="天亮了。" * 4, answer=CHAIN.answer + "雨停了。" * 3)
     batch = SteppedBatch(tokenizer, chain_of_empathy.render(chain))
     with serve(batch, tokenizer) as served, visit(browser, served, errors := []) as tab:
         send(tab, QUESTION)
@@ -101,7 +101,7 @@ def test_the_layers_unfold_and_then_comes_the_answer(browser, tokenizer):
         tab.wait_for_selector(IDLE)
         assert answers(tab) == [chain.answer]
         told = [layer.text_content() for layer in tab.query_selector_all("details .text")]
-        assert told == [getattr(CHAIN, name) for name in LAYERS]
+        assert told == [getattr(chain, name) for name in LAYERS]
         # Sentences are announced whole, each once.
         assert tab.get_attribute(".answer", "aria-live") == "polite"
         spoken = tab.query_selector_all(".answer span:not([aria-hidden])")
@@ -148,7 +148,7 @@ def test_a_conversation_by_keyboard_alone(browser, tokenizer):
 
 
 def test_stop_frees_the_row_and_keeps_what_came(browser, tokenizer):
-    batch = ScriptedBatch(tokenizer, "啊" * 3000, rows=1, slice_seconds=0.05)
+    batch = ScriptedBatch(tokenizer, "啊。" * 1500, rows=1, slice_seconds=0.05)
     with serve(batch, tokenizer, limit=9999) as served, visit(browser, served) as tab:
         send(tab, QUESTION)
         tab.wait_for_selector(".answer span:not(:empty)")
@@ -373,10 +373,10 @@ def test_errors_are_told_and_lose_nothing(browser, tokenizer):
 
 
 def test_a_reply_that_is_late_keeps_what_came(browser, tokenizer):
-    batch = ScriptedBatch(tokenizer, "啊" * 3000, slice_seconds=0.05)
+    batch = ScriptedBatch(tokenizer, "啊。" * 1500, slice_seconds=0.05)
     with serve(batch, tokenizer, limit=9999, deadline=1.0) as served, visit(browser, served) as tab:
         ask(tab, QUESTION)
-        assert answers(tab)[0].startswith("啊啊") and "规定的时间" in tab.inner_text(".reply")
+        assert answers(tab)[0].startswith("啊。啊") and "规定的时间" in tab.inner_text(".reply")
 
 
 def test_the_token_is_asked_for_and_kept_in_the_tab(browser, tokenizer):
