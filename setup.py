@@ -27,6 +27,7 @@ setup(
             "cases/*.jsonl",
             "training_texts/*.jsonl",
         ],
+        "empathy_jax.serving": ["assets/*"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -88,7 +89,7 @@ setup(
             "hypothesis>=6",
             "nltk>=3.10",  # the oracle of METEOR
             "peft>=0.21",  # the oracle of exported adapters
-            "playwright>=1.60",  # drives the ranking page where a Chromium is installed
+            "playwright>=1.60",  # drives the pages where a Chromium is installed
             "psutil>=6",
             "pytest>=9",
             "pytest-xdist>=3.6",

@@ -1,6 +1,7 @@
 """What all tests share: 8 CPU devices, a compilation cache, checked shapes, no network."""
 
 import os
+import shutil
 from pathlib import Path
 
 import jaxtyping
@@ -45,6 +46,22 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data and weights: {folder} does not exist")
     return folder
+
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser for the tests of pages: the Chromium on the path, or that of CHROMIUM."""
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if chromium is None:
+        pytest.skip(f"no Chromium: none of {CHROMIUMS} is on the path and CHROMIUM is not set")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's chat, models and embeddings; scores, health and metrics."""
+"""The routes: OpenAI's chat, models and embeddings; scores, health and metrics; the page."""
 
 import asyncio
 import contextlib
@@ -9,16 +9,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
-from empathy_jax.serving import chat, limits, protocol, replies, rewards
+from empathy_jax.serving import chat, limits, page, protocol, replies, rewards
 from empathy_jax.serving.metrics import Metrics
 from empathy_jax.serving.protocol import ChatRequest, EmbeddingRequest, Refused, ScoreRequest
 
 ROUTES = (
-    "/v1/chat/completions", "/v1/models", "/v1/embeddings", "/score", "/health", "/metrics",
+    "/", "/v1/chat/completions", "/v1/models", "/v1/embeddings", "/score", "/health", "/metrics",
     "/openapi.json",
 )  # fmt: skip
 _LATE = 5.0  # seconds past its deadline after which a client that does not read is cut off
@@ -42,6 +42,7 @@ def make_app(
     """
     app = FastAPI(title="empathy_jax", docs_url=None, redoc_url=None)
     created = int(time.time())
+    html, page_headers = page.render(policy.log_texts)
     names = [policy.name, *([reward_model.name] if reward_model else [])]
 
     def scoring() -> rewards.Rewards:
@@ -85,6 +86,10 @@ def make_app(
     @app.get("/metrics", responses=_ERRORS)
     async def read_metrics() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> HTMLResponse:
+        return HTMLResponse(html, headers=page_headers)
 
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health",)  # answered without a token
+OPEN = ("/", "/health")  # answered without a token
 HEADER_SECONDS = 10.0  # from a connection to the end of its first request's headers
 BODY_SECONDS = 20.0  # from the headers of a request to the end of its body
 

@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         app = app_lib.make_app(policy, rewards, metrics, token, config.serve.max_body_bytes)
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"[serve] {policy.name} at http://{address}/v1", flush=True)
+        print(f"[serve] {policy.name} at http://{address}/v1; page: http://{address}/", flush=True)
         with workdirs.watch_sigterm():
             _serve(app, listener, worker, metrics, config.serve.drain)
         worker.close()
