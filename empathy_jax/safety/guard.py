@@ -22,7 +22,8 @@ _CONTEXT = 160  # characters before a sentence that it is read with
 
 # A sentence has ended where something follows that belongs to it no longer.
 _END = re.compile(
-    r"[。！？!?…][。！？!?…”’\"'」』）)\]]*+(?=.)|\.[”’\"'」』）)\]]*+(?=\s)|(?<=\S)(?=\n)", re.DOTALL
+    r"[。！？!?…][。！？!?…”’\"'」』）)\]]*+(?=.)|\.[”’\"'」』）)\]]*+(?=\s)|(?<=\S)(?=\n)",
+    re.DOTALL,
 )
 _PAUSES = ("，", "、", ",", " ")
 _LATIN = re.compile(r"[A-Za-z]")

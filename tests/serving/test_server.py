@@ -146,7 +146,7 @@ def test_models_health_and_metrics(served):
     ask(served)
     connection = http.client.HTTPConnection("127.0.0.1", served.port)
     for path, expected in (
-        ("/health", b'{"status":"ok","running":0,"waiting":0}'),
+        ("/health", b'{"status":"ok","running":0,"waiting":0,"guard":"on","region":"cn"}'),
         ("/metrics", b'empathy_requests_total{route="/v1/chat/completions",status="200"} 1.0'),
         ("/metrics", b"empathy_first_token_seconds_count 1.0"),
     ):
