@@ -230,7 +230,7 @@ async def _events(
                     for what in heard:
                         if isinstance(what, HeldBack):
                             policy.metrics.guard_held_back.labels(what.code).inc()
-                            journal.note(guard="held_back", held_back=what.code)
+                            journal.note(guard=decision.code, held_back=what.code)
                         yield Event(happened.sample, what)
                     if heard and isinstance(heard[-1], Ended):
                         unfinished.remove(happened.sample)
