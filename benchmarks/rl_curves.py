@@ -42,7 +42,7 @@ def main() -> None:
     curves = {}
     for setting in arguments.runs:
         name, _, folder = setting.partition("=")
-        runs = sorted(path.parent for path in Path(folder).glob("*/rl/summary.json"))
+        runs = sorted(path.parents[1] for path in Path(folder).glob("*/rl/summary.json"))
         if not runs:
             raise SystemExit(
                 f"error: no subfolder of {folder!r} has a finished run of the phase rl"

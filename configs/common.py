@@ -291,6 +291,10 @@ def _fields(size: str) -> ConfigDict:
                 "max_body_bytes": 262_144,  # of a request
                 "log_texts": False,  # whether what people write and read goes to the log
             },
+            "guard": {  # of generate and serve; docs/serving.md
+                "on": True,  # False: no risk is graded, nothing is held back
+                "region": "cn",  # whose numbers are given: cn | hk | tw | us | uk | int
+            },
             "mesh": {
                 "data": -1,  # -1: all devices that the other axes leave
                 "fsdp": 1,  # parameters and moments, and rows of the batch

@@ -80,7 +80,13 @@ def make_app(
     async def health() -> JSONResponse:
         worker = policy.worker
         state = "ok" if worker.failure is None else "broken"
-        body = {"status": state, "running": worker.running, "waiting": worker.waiting}
+        body = {
+            "status": state,
+            "running": worker.running,
+            "waiting": worker.waiting,
+            "guard": "off" if policy.region is None else "on",
+            "region": policy.region,
+        }
         return JSONResponse(body, 200 if state == "ok" else 503)
 
     @app.get("/metrics", responses=_ERRORS)

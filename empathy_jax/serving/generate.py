@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from empathy_jax import files, resources, sharding
 from empathy_jax.corpus import readers, records
 from empathy_jax.metric_writer import Progress
-from empathy_jax.serving import terminal
+from empathy_jax.serving import guarded, terminal
 from empathy_jax.training import common, completions, inputs, reward_terms
 from empathy_jax.training import workdir as workdirs
 from empathy_jax.training.scorer import Scorer, find_scorer
@@ -40,6 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     model = common.load_policy(config, workdir, layout)
     questions = read_questions(config, folder, model)
     common.announce("generate", model, {"questions": questions})
+    guarded.announce("generate", guarded.region(config))
     scorer = find_scorer(config, workdir, layout)
     with jax.set_mesh(layout.mesh), workdirs.watch_sigterm() as sigterm:
         rows = generate(config, folder, model, questions, scorer, sigterm)
@@ -150,6 +151,8 @@ def answer(
         | {"batch_seconds": round(seconds, 3), "batch_tokens": tokens}
         for index, row in enumerate(made)
     ]
+    if (region := guarded.region(config)) is not None:
+        rows = [guarded.row(row, region) for row in rows]
     if scorer is None:
         return rows
     terms = reward_terms.score(made, scorer, config)

@@ -27,6 +27,12 @@ class Metrics:
             "Programs compiled since the server was ready: there should be none.",
             **own,
         )
+        self.guard_decisions = Counter(
+            "guard_decisions", "Conversations by what the guard made of them.", ("code",), **own
+        )
+        self.guard_held_back = Counter(
+            "guard_held_back", "Sentences of replies that the guard withheld.", ("code",), **own
+        )
         self._running = Gauge("running_samples", "Completions being decoded.", **own)
         self._waiting = Gauge("waiting_samples", "Completions and calls in line.", **own)
         self.request_seconds = Histogram(

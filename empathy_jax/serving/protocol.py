@@ -2,7 +2,8 @@
 
 Beyond the protocol: `layer` in a part of a stream names the layer of the chain that its
 `reasoning_content` belongs to; a whole message has the four layers as `chain`; `rule` names the first
-rule of the format that a completion breaks, null for a valid chain. `input_type` of an embedding tells
+rule of the format that a completion breaks, null for a valid chain; `guard` holds what the guard decided
+and the message that it put before the reply, also in an error. `input_type` of an embedding tells
 questions from answers, which the reward encoder reads differently.
 """
 

@@ -1,11 +1,11 @@
 """A conversation's events as bodies of the OpenAI protocol: whole, or a part at a time."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from empathy_jax.serving import chat, protocol
-from empathy_jax.serving.chat import Conversation, Ended, Event
+from empathy_jax.serving import chat, guarded, protocol
+from empathy_jax.serving.chat import Conversation, Ended, Event, HeldBack
 from empathy_jax.serving.sample_text import Delta
 
 
@@ -18,10 +18,13 @@ async def whole(conversation: Conversation, head: Mapping[str, Any], n: int) -> 
       n: samples that were asked for.
     """
     told: list[dict[bool, str]] = [{True: "", False: ""} for _ in range(n)]
+    held_back: list[list[str]] = [[] for _ in range(n)]
     ends: list[Ended | None] = [None] * n
     async for sample, what in conversation.events:
         if isinstance(what, Ended):
             ends[sample] = what
+        elif isinstance(what, HeldBack):
+            held_back[sample].append(what.code)
         else:
             told[sample][what.reasoning] += what.text
     choices = [
@@ -33,6 +36,7 @@ async def whole(conversation: Conversation, head: Mapping[str, Any], n: int) -> 
                 "reasoning_content": texts[True] or None,
                 "refusal": None,
                 **_judged(end),
+                **_guarded(conversation, held_back[index]),
             },
             "finish_reason": end.reason,
             "logprobs": None,
@@ -54,7 +58,8 @@ async def streamed(
       head: id, created and model.
       with_usage: whether the counted tokens are a part of their own at the end.
     """
-    made, begun, event = 0, set(), first
+    made, begun, answered, event = 0, set(), set(), first
+    held_back: dict[int, list[str]] = {}
     extra = {"usage": None} if with_usage else {}
     async with contextlib.aclosing(conversation.events) as events:
         while event is not None:
@@ -65,8 +70,14 @@ async def streamed(
             if isinstance(what, Ended):
                 made += what.tokens
                 delta, reason = {**delta, **_judged(what)}, what.reason
+            elif isinstance(what, HeldBack):
+                held_back.setdefault(sample, []).append(what.code)
+                delta |= _guarded(conversation, held_back[sample])
             else:
                 delta |= _part(what)
+                if not what.reasoning and sample not in answered:
+                    answered.add(sample)
+                    delta |= _guarded(conversation, held_back.get(sample, []))
             yield protocol.event({**protocol.chunk(head, sample, delta, reason), **extra})
             try:
                 event = await anext(events, None)
@@ -85,6 +96,13 @@ def _part(delta: Delta) -> dict[str, Any]:
     if delta.reasoning:
         return {"reasoning_content": delta.text, "layer": delta.layer}
     return {"content": delta.text}
+
+
+def _guarded(conversation: Conversation, held_back: Sequence[str]) -> dict[str, Any]:
+    """What the guard says of a sample, with the codes of all that it has withheld so far."""
+    if conversation.decision is None:
+        return {}
+    return {"guard": guarded.wire(conversation.decision, held_back)}
 
 
 def _judged(end: chat.Ended) -> dict[str, Any]:

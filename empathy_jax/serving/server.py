@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from empathy_jax import resources, sharding
 from empathy_jax.compilations import CompilationCounter
 from empathy_jax.generation.continuous import ContinuousBatch
+from empathy_jax.safety import guard, held_back
 from empathy_jax.serving import app as app_lib
-from empathy_jax.serving import chat, limits
+from empathy_jax.serving import chat, guarded, limits
 from empathy_jax.serving.metrics import Metrics
 from empathy_jax.serving.rewards import Rewards
 from empathy_jax.serving.worker import Worker
@@ -36,7 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     """The phase: loads, compiles, answers; returns how much it did."""
     began = time.monotonic()
     check(config)
-    token = read_token(config)
+    token, region = read_token(config), guarded.region(config)
     listener = _listen(config)
     with listener:
         _keep_programs(workdir)
@@ -45,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         model = common.load_policy(config, workdir, layout)
         batch = make_batch(config, model, config.sampling.rows)
         scorer = find_scorer(config, workdir, layout, rows_per_pass=1)
-        _warm_up(batch, scorer)
+        _warm_up(batch, scorer, region)
 
         metrics = Metrics()
         worker = Worker(batch, config.serve.max_queue, metrics)
@@ -57,6 +58,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             config.data.max_prompt_tokens,
             config.serve.deadline,
             config.serve.log_texts,
+            metrics,
+            region,
         )
         rewards = None
         if scorer is not None:
@@ -65,6 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         app = app_lib.make_app(policy, rewards, metrics, token, config.serve.max_body_bytes)
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        guarded.announce("serve", region)
         print(f"[serve] {policy.name} at http://{address}/v1; page: http://{address}/", flush=True)
         with workdirs.watch_sigterm():
             _serve(app, listener, worker, metrics, config.serve.drain)
@@ -164,10 +168,13 @@ def _keep_programs(workdir: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def _warm_up(batch: ContinuousBatch, scorer: Scorer | None) -> None:
-    """Compiles all that requests may need."""
+def _warm_up(batch: ContinuousBatch, scorer: Scorer | None, region: str | None) -> None:
+    """Compiles all that requests may need, and reads the guard's rules."""
     began, counter = time.monotonic(), CompilationCounter()
     batch.warm_up()
+    if region is not None:
+        guard.examine([{"role": "user", "content": "a"}], region)
+        held_back.find("a")
     if scorer is not None:
         scorer.similarity(["a"], ["a"])
         if scorer.has_head:

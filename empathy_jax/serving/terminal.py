@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from empathy_jax import resources, sharding
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.generation.continuous import Sample
-from empathy_jax.serving import server
+from empathy_jax.safety import guard
+from empathy_jax.serving import guarded, server
 from empathy_jax.serving.sample_text import Delta, SampleText
 from empathy_jax.serving.worker import SLICE
 from empathy_jax.training import common, completions, overview
@@ -27,11 +28,18 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         question = sys.stdin.read()
     if not question.strip():
         raise ValueError("config.generate.question holds no text")
+    question, region = question.strip(), guarded.region(config)
+    decision = region and guard.examine([{"role": "user", "content": question}], region)
     layout = sharding.make_layout(config.mesh)
     model = common.load_policy(config, workdir, layout)
     write = Screen(sys.stdout.write, sys.stdout.isatty()).write
+    if decision is None:
+        guarded.announce("generate", None)
+    elif decision.message is not None:
+        print(decision.message, end="\n\n", flush=True)
+    reply = decision and guard.Reply(decision.language, region)
     tokens, first, seconds = 0, None, time.monotonic()
-    for made, deltas in stream(config, model, question.strip()):
+    for made, deltas in stream(config, model, question, reply):
         tokens += made
         first = first or time.monotonic() - seconds
         for delta in deltas:
@@ -49,9 +57,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 
 def stream(
-    config: ConfigDict, model: common.Model, question: str
+    config: ConfigDict, model: common.Model, question: str, reply: guard.Reply | None = None
 ) -> Iterator[tuple[int, list[Delta]]]:
-    """The parts of one answer, each with the number of tokens it took."""
+    """The parts of one answer, each with the number of tokens it took, as `reply` lets them through."""
     batch = server.make_batch(config, model, rows=1)
     prompt = batch.prefill(tokenizers.prompt_ids(model.tokenizer, question))
     stream_number = completions.stream_number(config.seed, 0)
@@ -63,8 +71,10 @@ def stream(
     text = SampleText(model.tokenizer)
     while not batch.free:
         (made,) = batch.decode(SLICE, enough=1)
-        yield len(made.tokens), text.feed(made.tokens)
-    yield 0, text.close()
+        yield len(made.tokens), guarded.checked(reply, text.feed(made.tokens), ends=False)
+        if reply and reply.ended:
+            return
+    yield 0, guarded.checked(reply, text.close(), ends=True)
 
 
 class Screen:

@@ -14,6 +14,7 @@ from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.generation.continuous import Made, Prompt, Sample
 from empathy_jax.generation.sampling import SamplingConfig
+from empathy_jax.safety import guard
 from empathy_jax.serving import app as apps
 from empathy_jax.serving import chat, limits
 from empathy_jax.serving.metrics import Metrics
@@ -105,12 +106,16 @@ def serve(
     scorer=None,
     config=None,
     limit: int = 400,
+    region: str | None = "cn",
 ) -> Iterator[Served]:
     """The application on a free port of this machine, until the block ends."""
     metrics = Metrics()
     worker = Worker(batch, max_queue, metrics)
     defaults = SamplingConfig(limit, temperature=0.8, top_p=0.95)
-    policy = chat.Policy(MODEL, tokenizer, worker, defaults, 600, deadline, log_texts)
+    policy = chat.Policy(
+        MODEL, tokenizer, worker, defaults, 600, deadline, log_texts, metrics, region
+    )
+    guard.examine([{"role": "user", "content": "a"}], "cn")  # reads the rules, which takes a while
     rewards = None
     if scorer is not None:
         rewards = Rewards(f"{MODEL}-reward", scorer, worker, config, deadline)

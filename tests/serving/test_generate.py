@@ -1,5 +1,6 @@
 """The phase generate: rows and scores, resuming, standard input, and one question in the terminal."""
 
+import dataclasses
 import io
 import json
 
@@ -168,6 +169,23 @@ def test_one_question_is_answered_on_the_screen(run_copy, monkeypatch, capsys):
     assert out.startswith("\n\n".join(f"{name}\n{text}" for name, text in elements) + "\n")
     assert QUESTIONS[0] in asked[0] and "tokens/s" in out
     assert not (root / "generate").exists()
+
+
+def test_the_guard_is_on_the_screen(run_copy, monkeypatch, capsys):
+    root, config = run_copy
+    text = chain_of_empathy.render(dataclasses.replace(CHAIN, answer="我在。你得了抑郁症。"))
+    monkeypatch.setattr(
+        server, "make_batch", lambda _, model, rows: ScriptedBatch(model.tokenizer, text, rows)
+    )
+    config.generate.question = "我今晚就去跳楼"
+    main.run(config, str(root))
+    out = capsys.readouterr().out
+    assert out.index("12356") < out.index("L1\n") and out.startswith("你说的这些很要紧")
+    assert "这里不下诊断" in out and "你得了抑郁症" not in out
+    config.guard.on = False
+    main.run(config, str(root))
+    out = capsys.readouterr().out
+    assert "the guard is OFF" in out and "12356" not in out and "你得了抑郁症" in out
 
 
 def test_the_screen_takes_no_orders_from_a_text():

@@ -146,7 +146,7 @@ def test_models_health_and_metrics(served):
     ask(served)
     connection = http.client.HTTPConnection("127.0.0.1", served.port)
     for path, expected in (
-        ("/health", b'{"status":"ok","running":0,"waiting":0}'),
+        ("/health", b'{"status":"ok","running":0,"waiting":0,"guard":"on","region":"cn"}'),
         ("/metrics", b'empathy_requests_total{route="/v1/chat/completions",status="200"} 1.0'),
         ("/metrics", b"empathy_first_token_seconds_count 1.0"),
     ):
@@ -335,7 +335,7 @@ def test_a_full_line_is_told_when_to_come_again(tokenizer):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_deadlines_pass_in_line_and_in_a_row(tokenizer, stream):
-    batch = ScriptedBatch(tokenizer, "啊" * 300, rows=1, slice_seconds=0.05)
+    batch = ScriptedBatch(tokenizer, "啊。" * 150, rows=1, slice_seconds=0.05)
     with serve(batch, tokenizer, deadline=0.4) as served:
         statuses, raws = [], []
 
@@ -357,7 +357,7 @@ def test_deadlines_pass_in_line_and_in_a_row(tokenizer, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_frees_its_row(tokenizer, stream):
-    batch = ScriptedBatch(tokenizer, "啊" * 399, rows=1, slice_seconds=0.05)
+    batch = ScriptedBatch(tokenizer, "啊。" * 200, rows=1, slice_seconds=0.05)
     with serve(batch, tokenizer) as served:
         raw = body(stream=stream)
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as leaving:
@@ -372,7 +372,7 @@ def test_a_client_that_goes_away_frees_its_row(tokenizer, stream):
 
 
 def test_a_client_that_does_not_read_holds_no_row(tokenizer):
-    batch = ScriptedBatch(tokenizer, "啊" * 390, rows=1)
+    batch = ScriptedBatch(tokenizer, "啊。" * 195, rows=1)
     with serve(batch, tokenizer) as served:
         raw = body(stream=True)
         with socket.socket() as slow:
