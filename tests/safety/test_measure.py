@@ -103,7 +103,7 @@ def test_command_prints_the_part_it_is_asked_for(capsys):
 
 
 def test_failures_of_an_unread_part_are_not_listed(monkeypatch, capsys):
-    assert measure.UNREAD == {"held_out_4"}
+    assert {"held_out_4"} == measure.UNREAD
     monkeypatch.setattr(measure, "UNREAD", {"held_out_3"})
     measure.main(["held_out_3"])
     out = capsys.readouterr().out
