@@ -88,6 +88,7 @@ def held_out(runs: list[Path], calibration: dict) -> dict:
             terms = {term: np.asarray(values) for term, values in row["terms"].items()}
             ends[name] = {k: float(v.mean()) for k, v in measured(terms, calibration).items()}
         rows = list(files.read_jsonl(run / "rl" / "metrics.jsonl"))
+        rows = [row for row in rows if "completion_tokens" in row]
         tokens = sum(row["completion_tokens"] for row in rows) * completions_of(run)
         found.append({**ends, "tokens": tokens, "kl": rows[-1]["kl"]})
     after = {k: [one["after"][k] for one in found] for k in found[0]["after"]}
