@@ -4,8 +4,7 @@ Logistic regression with an L2 penalty, one for each of `learned.TARGETS`, on th
 and on the written cases of `PARTS`. The highest window of a text counts as the text: of a text that meets
 the target only that window is learned from, chosen by a first model of texts of one window; of any other
 text all windows are (multiple-instance learning, Andrews et al. 2002, https://papers.nips.cc/paper/2232).
-Thresholds and the printed figures come from cross-validation by file, so that texts written together are
-never on both sides.
+Thresholds and the printed figures come from cross-validation by file: a file is never on both sides.
 
 Nothing is drawn at random: the same texts give the same `weights.json`.
 """
