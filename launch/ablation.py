@@ -51,11 +51,13 @@ class Run:
     Attributes:
       system: its name.
       point: the phases it has of its own.
+      values: all that its config has beside that of the command line.
       after: the run whose model it goes on from; None: it begins with its own SFT.
     """
 
     system: str
     point: Point
+    values: Mapping[str, str]
     after: "Run | None"
 
 
@@ -167,8 +169,7 @@ def plan(
         full = None
         for name, change in changes.items():
             folder = f"seed_{seed}/{folders[name]}"
-            own = {**fixed, "seed": str(seed), **change}
-            run = _make_run(space, name, folder, own, full, workdir)
+            run = _make_run(space, name, folder, fixed | {"seed": str(seed)}, change, full, workdir)
             full = full or run
             runs.append(run)
     return reward_model, runs
@@ -211,13 +212,19 @@ def _places(fields: Sequence[tuple[str, list[str]]]) -> list[dict[str, str]]:
 
 
 def _make_run(
-    space: Space, name: str, folder: str, values: dict[str, str], full: Run | None, workdir: Path
+    space: Space,
+    name: str,
+    folder: str,
+    fixed: Mapping[str, str],
+    change: Mapping[str, str],
+    full: Run | None,
+    workdir: Path,
 ) -> Run:
     """A system's run, which goes on from `full` as far as both are the same."""
     phases = SYSTEMS[name][1] if name in SYSTEMS else PHASES
-    after = None
+    after, values = None, {**fixed, **change}
     if full is not None:
-        config, others = _config(space, values), _config(space, full.point.values)
+        config, others = _config(space, values), _config(space, full.values)
         for phase in ("sft", "rl"):
             if phase not in phases or _differing(phase, others, config):
                 break
@@ -225,7 +232,7 @@ def _make_run(
             values = {**values, "model.tokenizer": ""}
             values["model.init"] = str(full.point.folder(workdir) / phase)
     point = space.make_point({**values, "phases": repr(phases)})
-    return Run(name, dataclasses.replace(point, name=folder, values=values), after)
+    return Run(name, dataclasses.replace(point, name=folder, values=dict(change)), values, after)
 
 
 def _config(space: Space, values: Mapping[str, str]) -> ConfigDict:
@@ -242,7 +249,8 @@ def _differing(phase: str, one: ConfigDict, other: ConfigDict) -> list:
 
 def _identity(config: ConfigDict) -> str:
     """What the phases of a config read."""
-    return json.dumps([_resolved(config, phase) for phase in PHASES], sort_keys=True)
+    read = [workdirs.differing(phase, {}, _resolved(config, phase)) for phase in PHASES]
+    return json.dumps(read)
 
 
 def _waves(reward_model: Point, runs: Sequence[Run]) -> list[list[Point]]:

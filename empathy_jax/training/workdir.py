@@ -64,7 +64,7 @@ OTHERS_FIELDS = {
         *_RECORD_FIELDS, "model", "sampling", "sft", "rl", "evaluate", "export", "generate",
     ),
     "rl": (*_RECORD_FIELDS, "sft", "evaluate", "export", "generate"),
-    "evaluate": (*_RECORD_FIELDS, "sft", "rl", "export", "generate"),
+    "evaluate": (*_RECORD_FIELDS, *_TRAINING_FIELDS, "sft", "rl", "export", "generate"),
     "export": (*_RECORD_FIELDS, "sampling", "sft", "rl", "evaluate", "generate"),
     "generate": (*_RECORD_FIELDS, *_TRAINING_FIELDS, "sft", "evaluate", "export"),
 }  # fmt: skip
