@@ -144,7 +144,7 @@ def _run_differences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _run_cell(name: str, entry: Mapping[str, Any] | None) -> dict[str, str]:
-    if entry is None:
+    if entry is None or entry["mean"] is None:
         return {"value": "–", "interval": "", "values": ""}
     return {
         "value": number(name, entry["mean"]),

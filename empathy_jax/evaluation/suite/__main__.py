@@ -238,7 +238,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR")
     add("--api-key-env", default="", help="variable with the key; default: none is wanted")
     add("--language", choices=("zh", "en"), help="prompts of one language; default: all")
-    add("--max-completion-tokens", type=int, default=1024, help="of a reply, chain included")
+    add("--max-completion-tokens", type=int, default=2048, help="of a reply, chain included")
     add("--extra-body", default="{}", help="JSON: further fields, such as a seed")
     add("--concurrency", type=int, default=4, help="requests in flight")
     add("--timeout", type=float, default=300.0, help="seconds for one request")
