@@ -107,6 +107,7 @@ def _fields(size: str) -> ConfigDict:
                 "questions": "sample",
                 "chains": "sample",
                 "language": "zh",  # zh | en: the system prompt, and which half of the sample
+                "format": "chain",  # chain | answer (no chain before it): what the model writes
                 "validation_fraction": 0.1,
                 "test_fraction": 0.1,
                 "max_prompt_tokens": 1024,

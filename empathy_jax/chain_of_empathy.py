@@ -14,6 +14,9 @@ counsellor's reasoning, then the reply that the person reads.
 No other module spells a tag. A text is valid when each of the twelve tags stands in it exactly
 once and in this order, no element is blank, and nothing but white space lies outside the elements.
 Tags are plain text: letter case and spelling must match exactly, and `< L1>` is not a tag.
+
+Beside this format, "chain", there is "answer": the last element alone, under the same rules. It is
+what a model that was trained without the chain writes (the paper's ablation).
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+FORMATS = ("chain", "answer")
 LAYERS = ("L1", "L2", "L3", "L4")
 
 _TEXT_ELEMENTS = (*LAYERS, "answer")
@@ -37,6 +41,7 @@ _SEQUENCE = (
 )
 
 TAGS = tuple(tag for _, tag, _ in _SEQUENCE)
+_STEPS = {"chain": _SEQUENCE, "answer": _SEQUENCE[-2:]}
 
 _ANY_TAG = re.compile("|".join(map(re.escape, TAGS)))
 _LONGEST_TAG = max(map(len, TAGS))
@@ -64,16 +69,25 @@ RULES: Mapping[str, str] = (
 )
 
 _SYSTEM_PROMPTS = {
-    "zh": (
+    ("zh", "chain"): (
         f"你是温暖的心理倾听者。读完来信，先在{_OPEN['think']}中分四层思考："
         "L1情绪与处境，L2成因与信念，L3来意，L4回应策略；"
         f"再在{_OPEN['answer']}中回信：温暖、具体，不作诊断；若有危险，引向真实的帮助。"
     ),
-    "en": (
+    ("zh", "answer"): (
+        f"你是温暖的心理倾听者。读完来信，在{_OPEN['answer']}中回信："
+        "温暖、具体，不作诊断；若有危险，引向真实的帮助。"
+    ),
+    ("en", "chain"): (
         "You are a warm counsellor. Read the person's letter. "
         f"First think in four layers inside {_OPEN['think']}: L1 emotions and context, "
         "L2 causes and beliefs, L3 intent, L4 response strategy. "
         f"Then reply to the person in {_OPEN['answer']}: warm and specific, without diagnosis. "
+        "If someone may be in danger, point to real help."
+    ),
+    ("en", "answer"): (
+        "You are a warm counsellor. Read the person's letter. "
+        f"Reply to the person in {_OPEN['answer']}: warm and specific, without diagnosis. "
         "If someone may be in danger, point to real help."
     ),
 }
@@ -81,7 +95,7 @@ _SYSTEM_PROMPTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """The four layers of reasoning and the answer, without tags."""
+    """The four layers of reasoning and the answer, without tags; no layers in the format "answer"."""
 
     L1: str
     L2: str
@@ -92,7 +106,7 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a text is worth as a Chain of Empathy.
+    """What a text is worth in its format.
 
     Attributes:
       valid: no rule is broken.
@@ -117,38 +131,45 @@ class ChainError(ValueError):
         self.rule = rule
 
 
-def system_prompt(language: str) -> str:
-    """The instruction that asks for a chain.
+def system_prompt(language: str, form: str = "chain") -> str:
+    """The instruction that asks for a text of the format.
 
     Args:
       language: "zh" or "en".
+      form: one of FORMATS.
 
     Raises:
-      ValueError: for another language.
+      ValueError: for another language or format.
     """
-    if language not in _SYSTEM_PROMPTS:
-        raise ValueError(
-            f"language must be one of {sorted(_SYSTEM_PROMPTS)}, got {language!r};"
-            " change config.data.language."
-        )
-    return _SYSTEM_PROMPTS[language]
+    for given, allowed, field in (
+        (language, sorted({language for language, _ in _SYSTEM_PROMPTS}), "language"),
+        (form, list(FORMATS), "format"),
+    ):
+        if given not in allowed:
+            raise ValueError(
+                f"{field} must be one of {allowed}, got {given!r}; change config.data.{field}."
+            )
+    return _SYSTEM_PROMPTS[language, form]
 
 
-def render(chain: Chain) -> str:
+def render(chain: Chain, form: str = "chain") -> str:
     """The chain as text, such that `parse(render(chain))` gives the chain back.
 
-    White space at both ends of a layer is dropped.
+    White space at both ends of a layer is dropped. In the format "answer" the layers are left out.
 
     Raises:
       ValueError: when a layer or the answer is blank or contains a tag.
     """
-    texts = {name: getattr(chain, name).strip() for name in _TEXT_ELEMENTS}
+    names = _TEXT_ELEMENTS if form == "chain" else ("answer",)
+    texts = {name: getattr(chain, name).strip() for name in names}
     for name, text in texts.items():
         if not text:
             raise ValueError(f"{name} must hold text, got only white space.")
         if tag := next((tag for tag in TAGS if tag in text), None):
             raise ValueError(f"{name} must not contain a tag, got {tag}.")
     elements = {name: _OPEN[name] + text + _CLOSE[name] for name, text in texts.items()}
+    if form == "answer":
+        return elements["answer"]
     layers = (elements[name] for name in LAYERS)
     return "\n".join((_OPEN["think"], *layers, _CLOSE["think"], elements["answer"]))
 
@@ -165,8 +186,8 @@ def parse(text: str) -> Chain:
     return result.chain
 
 
-def verdict(text: str, control_tokens: Iterable[str] = ()) -> Verdict:
-    """Judges a text, whole or unfinished, by the rules of the format.
+def verdict(text: str, control_tokens: Iterable[str] = (), form: str = "chain") -> Verdict:
+    """Judges a text, whole or unfinished, by the rules of its format.
 
     The work is at most two `str.find` per tag and one search per control token, so the time is
     linear in the length of the text whatever it holds.
@@ -175,6 +196,7 @@ def verdict(text: str, control_tokens: Iterable[str] = ()) -> Verdict:
       text: a completion, decoded with control tokens visible.
       control_tokens: strings that must not occur, such as `<|im_start|>`; they are looked for
         first.
+      form: one of FORMATS. In "answer" a tag of the chain is one at the wrong place.
     """
     first = {tag: text.find(tag) for tag in TAGS}
     repeated = {
@@ -183,18 +205,18 @@ def verdict(text: str, control_tokens: Iterable[str] = ()) -> Verdict:
     layers = {name: _is_whole(text, name, first, repeated) for name in LAYERS}
     if any(token in text for token in control_tokens):
         return Verdict(False, "control_token", None, layers)
-    texts, rule = _walk(text, first, repeated)
-    chain = None if rule else Chain(**texts)
+    texts, rule = _walk(text, first, repeated, form)
+    chain = None if rule else Chain(**{**dict.fromkeys(LAYERS, ""), **texts})
     return Verdict(rule is None, rule, chain, layers)
 
 
 def _walk(
-    text: str, first: Mapping[str, int], repeated: set[str]
+    text: str, first: Mapping[str, int], repeated: set[str], form: str
 ) -> tuple[dict[str, str], str | None]:
     """Reads the elements in order; returns their texts and the first broken rule, if any."""
     texts: dict[str, str] = {}
     position = 0
-    for name, tag, closes in _SEQUENCE:
+    for name, tag, closes in _STEPS[form]:
         start = first[tag]
         if start < 0:
             return texts, f"unclosed_{name}" if closes else f"missing_{name}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from empathy_jax import files
 from empathy_jax.main import PHASES
@@ -76,7 +76,7 @@ class Halving:
         """`steps=100,300,900`; None where the text is empty."""
         if not text:
             return None
-        field, budgets = _split_field(text, "--halving")
+        field, budgets = split_field(text, "--halving")
         if len(budgets) < 2 or not all(budget.isdecimal() for budget in budgets):
             raise ValueError(
                 f"--halving is {text!r}; it must be FIELD=B1,B2,... with two whole numbers or more"
@@ -128,8 +128,8 @@ class Space:
           ValueError, AttributeError, flags.Error: for a field that the config lacks, a value of
             another type, a field given twice, or a sweep of nothing.
         """
-        grid = [_split_field(text, "--grid") for text in self.grid]
-        scales = [_split_field(text, "--random") for text in self.random]
+        grid = [split_field(text, "--grid") for text in self.grid]
+        scales = [split_field(text, "--random") for text in self.random]
         self._check([*grid, *scales], halving)
         budget = {halving.field: halving.budgets[0]} if halving else {}
         found = {}
@@ -151,15 +151,11 @@ class Space:
         fixed = {field: _text(value) for field, value in self.fixed.items()}
         words = [f"--config.{field}={text}" for field, text in {**fixed, **values}.items()]
         argv = ["sweep", f"--config={self.config}", *words]
-        flag_values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", None, "", flag_values, sys_argv=argv)
-        flag_values(argv)
-        config = flag_values.config
+        config, overrides = read_config(argv)
         phases = tuple(config.phases) or (config.phase,)
         for phase in phases:
             if phase not in PHASES:
                 raise ValueError(f"config.phase {phase!r} is not one of {', '.join(PHASES)}")
-        overrides = config_flags.get_override_values(flag_values["config"])
         identity = json.dumps([self.config, overrides], sort_keys=True)
         name = hashlib.sha256(identity.encode("utf-8")).hexdigest()[:NAME_LENGTH]
         return Point(name, values, phases, tuple(argv[1:]))
@@ -199,6 +195,18 @@ class Space:
         return repr(float(f"{drawn:.{DIGITS}g}"))
 
 
+def read_config(argv: list[str]) -> tuple[ConfigDict, dict[str, Any]]:
+    """The config of a command line, and the values on it that are not the file's own.
+
+    Raises:
+      AttributeError, flags.Error: for a field that the config lacks, or a value of another type.
+    """
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values, sys_argv=argv)
+    flag_values(argv)
+    return flag_values.config, config_flags.get_override_values(flag_values["config"])
+
+
 def _bounds(field: str, scale: str, words: list[str]) -> tuple[float, float]:
     kind = int if scale == "int" else float
     try:
@@ -213,7 +221,7 @@ def _bounds(field: str, scale: str, words: list[str]) -> tuple[float, float]:
     return low, high
 
 
-def _split_field(text: str, flag: str) -> tuple[str, list[str]]:
+def split_field(text: str, flag: str) -> tuple[str, list[str]]:
     """ "field=a,(b,c)" is ("field", ["a", "(b,c)"]): a comma in brackets or quotes parts nothing."""
     field, separator, rest = text.partition("=")
     words, depth, quote = [""], 0, ""

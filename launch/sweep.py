@@ -108,9 +108,9 @@ def sweep(argv: list[str]) -> None:
         _show(points, halving, backend, workdir)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with _lock(workdir) as lock, _sigterm_raises():
+    with lock(workdir) as file, sigterm_raises():
         try:
-            rows = _run(space, points, halving, metric, backend, workdir, lock)
+            rows = _run(space, points, halving, metric, backend, workdir, file)
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on from here: {workdir}", flush=True)
             return
@@ -165,8 +165,8 @@ def _show(
 
 
 @contextmanager
-def _lock(workdir: Path) -> Iterator[IO]:
-    """Nobody else sweeps here. The runs inherit the lock: one that outlives its sweep holds it."""
+def lock(workdir: Path) -> Iterator[IO]:
+    """Nobody else starts runs here. They inherit the lock: one that outlives its sweep holds it."""
     with open(workdir / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,8 +179,8 @@ def _lock(workdir: Path) -> Iterator[IO]:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does: the run under way saves first."""
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends this program as Ctrl-C does: the run under way saves first."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -158,6 +158,39 @@ def test_system_prompts_are_short_and_name_the_format():
         coe.system_prompt("fr")
 
 
+@hypothesis.given(chains)
+def test_the_format_answer_is_the_last_element_alone(chain):
+    text = coe.render(chain, "answer")
+    found = coe.verdict(text, form="answer")
+    assert found.valid and found.chain == coe.Chain("", "", "", "", chain.answer)
+    assert coe.render(chain).endswith(text)
+    assert coe.verdict(coe.render(chain), form="answer").rule == "wrong_order"
+    assert coe.verdict(text).rule == "missing_think"
+
+
+@pytest.mark.parametrize(
+    "text, rule",
+    [
+        ("在", "missing_answer"),
+        ("<answer>在", "unclosed_answer"),
+        ("<answer> </answer>", "empty_answer"),
+        ("<answer>在</answer>吗", "text_outside"),
+        ("<answer>在<L1></answer>", "wrong_order"),
+        ("<answer>在</answer><answer>在</answer>", "repeated_tag"),
+    ],
+)
+def test_the_format_answer_is_as_strict(text, rule):
+    assert coe.verdict(text, form="answer").rule == rule
+
+
+def test_the_prompt_of_the_format_answer_asks_for_no_chain():
+    for language in ("zh", "en"):
+        prompt = coe.system_prompt(language, "answer")
+        assert [tag for tag in coe.TAGS if tag in prompt] == ["<answer>"] and "L1" not in prompt
+    with pytest.raises(ValueError, match=r"format must be .*'both'; change config.data.format"):
+        coe.system_prompt("zh", "both")
+
+
 def test_a_rule_is_explained_for_every_way_to_fail():
     assert len(coe.TAGS) == 12
     assert all(coe.RULES.values())

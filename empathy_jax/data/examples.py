@@ -37,6 +37,7 @@ def sft_example(
     tokenizer: transformers.PreTrainedTokenizerFast,
     max_prompt_tokens: int,
     max_completion_tokens: int,
+    form: str = "chain",
 ) -> Example:
     """A chain record as prompt and completion; the loss counts the completion and its end only.
 
@@ -45,6 +46,7 @@ def sft_example(
       tokenizer: from `data.tokenizer`.
       max_prompt_tokens: largest prompt, chat template included.
       max_completion_tokens: largest completion, end token included.
+      form: of the completion, one of `chain_of_empathy.FORMATS`.
 
     Returns:
       {"id", "tokens": int32 [T], "loss_mask": bool [T]}.
@@ -55,7 +57,7 @@ def sft_example(
     fields = (*chain_of_empathy.LAYERS, "answer")
     chain = chain_of_empathy.Chain(*(record[name] for name in fields))
     prompt = _prompt(record, tokenizer, max_prompt_tokens)
-    completion = tokenizer_lib.completion_ids(tokenizer, chain_of_empathy.render(chain))
+    completion = tokenizer_lib.completion_ids(tokenizer, chain_of_empathy.render(chain, form))
     if len(completion) > max_completion_tokens:
         raise Overlong(record["id"], "completion", len(completion), max_completion_tokens)
     return {
@@ -129,6 +131,7 @@ def shuffled_examples(
     records: Sequence[Mapping[str, Any]],
     tokenizer: transformers.PreTrainedTokenizerFast,
     max_tokens: int,
+    form: str = "chain",
     variants: int = 4,
 ) -> list[Example]:
     """Chains whose elements hold sentences of any layer or answer, without their question.
@@ -141,6 +144,7 @@ def shuffled_examples(
       records: chain records.
       tokenizer: from `data.tokenizer`.
       max_tokens: longer ones are left out.
+      form: of the completion, one of `chain_of_empathy.FORMATS`.
       variants: examples made of each record.
 
     Returns:
@@ -152,7 +156,7 @@ def shuffled_examples(
         for index, record in enumerate(records):
             random = np.random.default_rng((variant, index))
             chain = chain_of_empathy.Chain(*(_some_sentences(random, records) for _ in fields))
-            ids = tokenizer_lib.completion_ids(tokenizer, chain_of_empathy.render(chain))
+            ids = tokenizer_lib.completion_ids(tokenizer, chain_of_empathy.render(chain, form))
             if len(ids) <= max_tokens:
                 tokens, counted = np.asarray(ids, np.int32), np.ones(len(ids), bool)
                 examples.append({"id": record["id"], "tokens": tokens, "loss_mask": counted})

@@ -59,7 +59,10 @@ _PIECES = (
 
 
 def load(
-    path_or_id: str, language: str = "zh", model_vocab_size: int | None = None
+    path_or_id: str,
+    language: str = "zh",
+    model_vocab_size: int | None = None,
+    form: str = "chain",
 ) -> transformers.PreTrainedTokenizerFast:
     """A fast tokenizer with our chat template and its end-of-turn token as eos.
 
@@ -67,13 +70,14 @@ def load(
       path_or_id: directory or hub id.
       language: of the system prompt in the template, "zh" or "en".
       model_vocab_size: rows of the model's embedding, checked with `check_matches` when given.
+      form: what the system prompt asks for, one of `chain_of_empathy.FORMATS`.
 
     Raises:
       ValueError: when there is no fast tokenizer, no known turn format, or the ids do not fit the
       model.
     """
     tokenizer = load_plain(path_or_id, model_vocab_size)
-    return set_chat_template(tokenizer, language)
+    return set_chat_template(tokenizer, language, form)
 
 
 def load_plain(
@@ -149,18 +153,19 @@ def check_same_ids(
 
 
 def set_chat_template(
-    tokenizer: transformers.PreTrainedTokenizerFast, language: str
+    tokenizer: transformers.PreTrainedTokenizerFast, language: str, form: str = "chain"
 ) -> transformers.PreTrainedTokenizerFast:
     """Gives the tokenizer our template, its end-of-turn token as eos, and a pad token; returns it.
 
     Args:
       tokenizer: is changed in place.
       language: of the system prompt, "zh" or "en".
+      form: what the system prompt asks for, one of `chain_of_empathy.FORMATS`.
 
     Raises:
       ValueError: when the tokenizer has neither ChatML's nor Llama 3's turn tokens.
     """
-    system = chain_of_empathy.system_prompt(language)
+    system = chain_of_empathy.system_prompt(language, form)
     turns = _turn_format(tokenizer)
     tokenizer.chat_template = _chat_template(turns, system, control_tokens(tokenizer))
     tokenizer.eos_token = turns["close"]

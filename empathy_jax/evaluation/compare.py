@@ -6,6 +6,7 @@
 
 A system is a WORKDIR with a finished phase `evaluate`, that phase's folder, or a file like its
 generations.jsonl: `id`, `question` and `answer` in each line, several lines for several answers.
+A name that is given several times stands for several runs of one system, such as its seeds.
 References are those of the first folder, or of `--questions`. Only questions that every system was
 asked are used. Texts are measured anew, all together; what a model has judged (BERTScore, perplexity,
 the reward model) is taken from the folders, where all of them that have it had it from the same model.
@@ -47,11 +48,12 @@ class System:
 
     Attributes:
       name: as it is shown.
-      rows: of generations.jsonl.
+      rows: of generations.jsonl, each with the number of its run as `run`.
       questions: id to record with answers; empty for a file alone.
       values: (id, number of the sample) to the measures of values.jsonl.
-      scores: what scores.json holds.
-      folder: of the phase evaluate; None for a file alone.
+      scores: what scores.json holds; of several runs that of the first.
+      folder: of the phase evaluate, of several runs that of the first; None for a file alone.
+      runs: how many it is made of.
     """
 
     name: str
@@ -60,6 +62,12 @@ class System:
     values: dict[tuple[str, int], dict[str, float | None]]
     scores: dict[str, Any]
     folder: Path | None
+    runs: int = 1
+
+    def asked(self) -> set[str]:
+        """The questions that every run was asked."""
+        asked = [{row["id"] for row in self.rows if row["run"] == run} for run in range(self.runs)]
+        return set.intersection(*asked)
 
 
 def read_system(name: str, path: Path) -> System:
@@ -85,10 +93,40 @@ def read_system(name: str, path: Path) -> System:
             )
         row.setdefault("rule", None if row["answer"] else "missing_answer")
         row.setdefault("sample", counts.get(row["id"], 0))
+        row["run"] = 0
         counts[row["id"]] = counts.get(row["id"], 0) + 1
     if not rows:
         raise ValueError(f"--system={name}={path}: there is no generation in it")
     return System(name, rows, *_beside(folder), folder)
+
+
+def join(runs: Sequence[System]) -> System:
+    """Runs of one system as one system, with the samples of all for each question.
+
+    Judges that did not judge every run are left out.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    rows: list[dict] = []
+    values: dict[tuple[str, int], dict[str, float | None]] = {}
+    start = 0
+    for run, one in enumerate(runs):
+        rows += [row | {"run": run, "sample": row["sample"] + start} for row in one.rows]
+        values |= {(id_, sample + start): own for (id_, sample), own in one.values.items()}
+        start += 1 + max(row["sample"] for row in one.rows)
+    judges = runs[0].scores.get("judges", {}).items()
+    agreed = {
+        part: judge
+        for part, judge in judges
+        if all(run.scores.get("judges", {}).get(part) == judge for run in runs)
+    }
+    return dataclasses.replace(
+        runs[0],
+        rows=rows,
+        values=values,
+        scores=runs[0].scores | {"judges": agreed},
+        runs=len(runs),
+    )
 
 
 def _beside(folder: Path | None) -> tuple[dict, dict, dict]:
@@ -118,7 +156,7 @@ def compare(
     Raises:
       ValueError: there is no question that every system was asked.
     """
-    asked = [{row["id"] for row in system.rows} for system in systems]
+    asked = [system.asked() for system in systems]
     shared = [id_ for id_ in questions if all(id_ in own for own in asked)]
     if not shared:
         raise ValueError(
@@ -126,7 +164,7 @@ def compare(
             "same test questions, or give their records with --questions"
         )
     records = [questions[id_] for id_ in shared]
-    sums, distinct = _measure(systems, records, language, seed)
+    sums, distinct, by_run = _measure(systems, records, language, seed)
     names = [system.name for system in systems]
     tables = _tables(systems, sums, distinct, seed)
     for system in systems:
@@ -137,10 +175,12 @@ def compare(
     return {
         "systems": names,
         "questions": len(shared),
-        "left_out": len(set().union(*asked)) - len(shared),
+        "left_out": len({row["id"] for system in systems for row in system.rows}) - len(shared),
+        "runs": {system.name: system.runs for system in systems},
         "completions": {name: len(rows) for name, rows in kept.items()},
         "measures": tables,
         "differences": differences(names, sums, distinct, seed),
+        "by_run": _over_runs(names, by_run),
         "wins": scoring.wins(sums, names, seed),
         "safety": {name: safety_table.describe(records, rows) for name, rows in kept.items()},
         "tokenizations": tokens.describe(),
@@ -152,9 +192,9 @@ def compare(
 
 def _measure(
     systems: Sequence[System], records: Sequence[dict], language: str, seed: int
-) -> tuple[dict[str, dict[str, Sums]], dict[str, Any]]:
-    """Sums of each measure by set (a system's name, `beside NAME`, floor, ceiling), and corpus
-    Distinct-n."""
+) -> tuple[dict[str, dict[str, Sums]], dict[str, Any], dict[str, dict[str, list[float]]]]:
+    """Sums of each measure by set (a system's name, `beside NAME`, floor, ceiling); corpus
+    Distinct-n; and of systems with several runs the value of each, by measure and system."""
     place = {record["id"]: index for index, record in enumerate(records)}
     known = [[answer["text"] for answer in record["answers"]] for record in records]
     sets, rows_of = {}, {}
@@ -167,7 +207,15 @@ def _measure(
         sets[system.name], sets[f"beside {system.name}"] = made["model"], made["beside"]
         sets["floor"], sets["ceiling"] = made["floor"], made["ceiling"]
     asked = [record["question"] for record in records]
-    sums = scoring.add_up(scoring.measure(sets, asked, language), sets, len(records))
+    values = scoring.measure(sets, asked, language)
+    sums = scoring.add_up(values, sets, len(records))
+    by_run: dict[str, dict[str, list[float]]] = {}
+    for system in systems:
+        own = rows_of[system.name]
+        runs = [row["run"] for row in own if row["rule"] is None]
+        owners = sets[system.name].owners
+        for name, found in values[system.name].items():
+            _note_runs(by_run, name, system, found, owners, runs, len(records))
     judged = {name for part in _agreed_judges(systems) for name in _measures_of(part)}
     for system in systems:
         own = rows_of[system.name]
@@ -177,11 +225,59 @@ def _measure(
             column = np.array([_number(values.get(name)) for values in columns])
             if not np.isnan(column).all():
                 logged = np.log(column) if MEASURES[name].finish is resampling.exp_ratio else column
-                made = scoring.sums_of(name, logged, owners, len(records))
+                made = scoring.sums_of(name, logged, np.array(owners), len(records))
                 sums.setdefault(name, {})[system.name] = made
-    whole = {name: own for name, own in sets.items() if not name.startswith("beside")}
-    whole.pop("floor")
-    return sums, scoring.corpus_distinct(whole, len(records), seed)
+                runs = [row["run"] for row in own]
+                _note_runs(by_run, name, system, logged, owners, runs, len(records))
+    # A set without a text would set the length at which all are measured.
+    whole = {name: own for name, own in sets.items() if own.texts and not name.startswith("beside")}
+    whole.pop("floor", None)
+    return sums, scoring.corpus_distinct(whole, len(records), seed), by_run
+
+
+def _note_runs(
+    by_run: dict[str, dict[str, list[float]]],
+    name: str,
+    system: System,
+    values: np.ndarray,
+    owners: Any,
+    runs: Sequence[int],
+    questions: int,
+) -> None:
+    """Add a measure's value of each run of a system that has several; NaN where a run has none.
+
+    Args:
+      values, owners, runs: of each answer its value, its question and its run.
+    """
+    if system.runs == 1:
+        return
+    owners, runs = np.asarray(owners), np.asarray(runs)
+    found = [
+        scoring.sums_of(name, values[runs == run], owners[runs == run], questions).value
+        for run in range(system.runs)
+    ]
+    by_run.setdefault(name, {})[system.name] = found
+
+
+def _over_runs(
+    names: Sequence[str], by_run: Mapping[str, Mapping[str, Sequence[float]]]
+) -> dict[str, dict[str, Any]]:
+    """For each measure `systems` (name to `resampling.over_runs`) and `differences` of pairs.
+
+    Runs are paired in the order they were given: seed by seed.
+    """
+    found = {}
+    for name in (name for name in MEASURES if name in by_run):
+        own = by_run[name]
+        pairs = [
+            {"first": first, "second": second}
+            | resampling.over_runs(np.subtract(own[first], own[second]))
+            for first, second in itertools.combinations([n for n in names if n in own], 2)
+            if len(own[first]) == len(own[second])
+        ]
+        systems = {n: resampling.over_runs(own[n]) for n in names if n in own}
+        found[name] = {"systems": systems, "differences": pairs}
+    return found
 
 
 def _number(value: float | None) -> float:
@@ -223,6 +319,8 @@ def _tables(
         }
         table = scoring.table({n: sets for n, sets in own.items() if "model" in sets}, seed)
         for name, (length, values, halves) in distinct.items():
+            if not {system.name, "ceiling"} <= values.keys():
+                continue
             table[name] = scoring.distinct_entry(
                 name, length, (values[system.name], halves[system.name]),
                 (values["ceiling"], halves["ceiling"]),
@@ -254,7 +352,7 @@ def differences(
         pairs = []
         for first, second in itertools.combinations(names, 2):
             entry = None
-            if name in distinct:
+            if name in distinct and {first, second} <= distinct[name][1].keys():
                 entry = _distinct_difference(distinct[name], first, second)
             elif {first, second} <= sums.get(name, {}).keys():
                 entry = resampling.compare(sums[name][first], sums[name][second], seed)
@@ -341,14 +439,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    names = [name for name, _ in options.system]
-    reserved = {"floor", "ceiling", "model"} & set(names)
-    if len(set(names)) < 2 or len(set(names)) < len(names) or reserved:
+    paths: dict[str, list[Path]] = {}
+    for name, path in options.system:
+        paths.setdefault(name, []).append(path)
+    if len(paths) < 2 or {"floor", "ceiling", "model"} & paths.keys():
         raise ValueError(
-            f"--system names {names}; give two or more different names, none of them floor, ceiling "
-            "or model"
+            f"--system names {list(paths)}; give two or more different names, none of them floor, "
+            "ceiling or model"
         )
-    systems = [read_system(name, path) for name, path in options.system]
+    systems = [join([read_system(name, path) for path in own]) for name, own in paths.items()]
     questions = _read_questions(systems, options.questions, options.language)
     found = compare(systems, questions, options.language, options.seed)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,9 @@ def render(
         score_plots=_score_plots(found),
         curve_plots=_curve_plots(systems),
         differences=_differences(found),
+        run_names=[name for name in names if found["runs"][name] > 1],
+        run_rows=_run_rows(found),
+        run_differences=_run_differences(found),
         win_tables=report.win_tables(found["wins"], _PLAYERS),
         safety={name: report.safety_rows(found["safety"][name]) for name in names},
         cases=_cases(systems, questions, seed),
@@ -110,6 +113,44 @@ def _differences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         if MEASURES[name].headline
         for pair in pairs
     ]
+
+
+def _run_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each headline measure: a cell for each system that has several runs."""
+    several = [name for name in found["systems"] if found["runs"][name] > 1]
+    return [
+        {
+            "label": MEASURES[name].label,
+            "cells": [_run_cell(name, entry["systems"].get(system)) for system in several],
+        }
+        for name, entry in found["by_run"].items()
+        if MEASURES[name].headline
+    ]
+
+
+def _run_differences(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each headline measure and pair of systems with as many runs."""
+    return [
+        {
+            "label": MEASURES[name].label,
+            "pair": f"{pair['first']} less {pair['second']}",
+            "cell": _run_cell(name, pair),
+            "is_sure": pair["low"] is not None and (pair["low"] > 0 or pair["high"] < 0),
+        }
+        for name, entry in found["by_run"].items()
+        if MEASURES[name].headline
+        for pair in entry["differences"]
+    ]
+
+
+def _run_cell(name: str, entry: Mapping[str, Any] | None) -> dict[str, str]:
+    if entry is None or entry["mean"] is None:
+        return {"value": "–", "interval": "", "values": ""}
+    return {
+        "value": number(name, entry["mean"]),
+        "interval": report.interval(name, entry["low"], entry["high"]),
+        "values": ", ".join(number(name, value) for value in entry["values"]),
+    }
 
 
 def _score_plots(found: Mapping[str, Any]) -> list[Markup]:

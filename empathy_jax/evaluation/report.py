@@ -304,7 +304,7 @@ def _case(case: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **case,
         "broken": chain_of_empathy.RULES[case["rule"]] if case["rule"] else None,
-        "layers": [(name, _LAYER_NAMES[name], case[name]) for name in chain_of_empathy.LAYERS],
+        "layers": [(n, _LAYER_NAMES[n], case[n]) for n in chain_of_empathy.LAYERS if case[n]],
         "figures": [
             (MEASURES[name].label, number(name, value))
             for name, value in case["measures"].items()

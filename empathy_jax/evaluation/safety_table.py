@@ -51,10 +51,10 @@ def describe(questions: Sequence[dict], rows: Sequence[dict]) -> dict[str, dict[
         made[band] = {
             "questions": len(asked),
             "completions": len(own),
-            "answered": _share([row["rule"] is None for row in own]),
-            "names_help": _share(map(names_help, answers)),
-            "speaks_of_danger": _share(map(_is_urgent, answers)),
-            "people_names_help": _share(map(names_help, people)),
+            "answered": share([row["rule"] is None for row in own]),
+            "names_help": share(map(names_help, answers)),
+            "speaks_of_danger": share(map(_is_urgent, answers)),
+            "people_names_help": share(map(names_help, people)),
         }
     return made
 
@@ -68,8 +68,9 @@ def _is_urgent(text: str) -> bool:
     return grade(text).grade >= URGENT
 
 
-def _share(found: Iterable[bool]) -> dict[str, Any]:
+def share(found: Iterable[bool]) -> dict[str, Any]:
+    """How many of all, with Wilson's interval: {"count", "total", "low", "high"}."""
     known = list(found)
-    share = Share(sum(known), len(known))
-    low, high = share.interval()
-    return {"count": share.count, "total": share.total, "low": low, "high": high}
+    counted = Share(sum(known), len(known))
+    low, high = counted.interval()
+    return {"count": counted.count, "total": counted.total, "low": low, "high": high}

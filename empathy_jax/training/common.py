@@ -61,6 +61,7 @@ class Model:
       tokenizer: with our chat template.
       hf_config: the config.json that the weights were imported with; None for fresh ones.
       embedding: how a reward model makes vectors of texts; None for a policy.
+      form: what a policy writes, one of `chain_of_empathy.FORMATS`.
     """
 
     config: decoder.DecoderConfig | encoder.EncoderConfig
@@ -68,6 +69,7 @@ class Model:
     tokenizer: PreTrainedTokenizerFast
     hf_config: dict | None = None
     embedding: Embedding | None = None
+    form: str = "chain"
 
     @property
     def module(self) -> ModuleType:
@@ -114,7 +116,12 @@ def is_run(path: Path) -> bool:
 
 
 def load_model(
-    init: str, section: ConfigDict, field: str, language: str | None, layout: Layout
+    init: str,
+    section: ConfigDict,
+    field: str,
+    language: str | None,
+    layout: Layout,
+    form: str = "chain",
 ) -> Model:
     """Architecture, weights and tokenizer from a run's folder, a Hugging Face directory or a hub id.
 
@@ -124,6 +131,7 @@ def load_model(
       field: where `init` comes from, such as "config.model.init", for messages.
       language: of the system prompt in the chat template; None for a reward model, which has none.
       layout: where the weights are laid out.
+      form: what the system prompt asks for, one of `chain_of_empathy.FORMATS`.
 
     Returns:
       The model; adapters of a finished run are merged into its weights, new ones are not made yet.
@@ -156,10 +164,12 @@ def load_model(
     if language is None:
         tokenizer = tokenizers.load_plain(source, config.vocab_size)
     else:
-        tokenizer = tokenizers.load(source, language, config.vocab_size)
+        tokenizer = tokenizers.load(source, language, config.vocab_size, form)
     if section.tokenizer:
         tokenizers.check_same_ids(tokenizer, own_tokenizer, f"{section_name}.tokenizer", field)
-    return dataclasses.replace(model, config=config, variables=variables, tokenizer=tokenizer)
+    return dataclasses.replace(
+        model, config=config, variables=variables, tokenizer=tokenizer, form=form
+    )
 
 
 @contextmanager
@@ -266,17 +276,17 @@ def load_policy(
     weights and, without `config.model.tokenizer`, a tokenizer learnt from `texts()`; else the
     newest of WORKDIR/rl and WORKDIR/sft that stands before this phase.
     """
-    section, language = config.model, config.data.language
+    section, language, form = config.model, config.data.language, config.data.format
     init = section.init if texts is not None else model_place(config, workdir)
     if init:
-        model = load_model(init, section, "config.model.init", language, layout)
+        model = load_model(init, section, "config.model.init", language, layout, form)
         _check_context(config, model.config)
         return model
     if section.tokenizer:
-        tokenizer = tokenizers.load(section.tokenizer, language, section.vocab_size)
+        tokenizer = tokenizers.load(section.tokenizer, language, section.vocab_size, form)
     else:
         learnt = tokenizers.train(texts(), section.vocab_size, chain_of_empathy.TAGS)
-        tokenizer = tokenizers.set_chat_template(learnt, language)
+        tokenizer = tokenizers.set_chat_template(learnt, language, form)
     fields = {field.name for field in dataclasses.fields(decoder.DecoderConfig)}
     with naming_section("config.model"):
         architecture = decoder.DecoderConfig(
@@ -284,7 +294,7 @@ def load_policy(
         )
     _check_context(config, architecture)
     params = fresh_params(stream(config.seed, "init"), architecture, layout)
-    return Model(architecture, {"params": params}, tokenizer)
+    return Model(architecture, {"params": params}, tokenizer, form=form)
 
 
 def _check_context(config: ConfigDict, architecture: decoder.DecoderConfig) -> None:

@@ -161,9 +161,10 @@ def stream_number(name: str | int, index: int) -> int:
 
 
 def judge(model: Model, ids: Any) -> dict:
-    """A completion's text, verdict, layers and answer."""
+    """A completion's text, verdict, layers (none in the format "answer") and answer."""
     text = tokenizers.decode(model.tokenizer, ids)
-    verdict = chain_of_empathy.verdict(text, tokenizers.control_tokens(model.tokenizer))
+    tokens = tokenizers.control_tokens(model.tokenizer)
+    verdict = chain_of_empathy.verdict(text, tokens, model.form)
     chain = verdict.chain
     return {
         "completion": text,
@@ -172,7 +173,7 @@ def judge(model: Model, ids: Any) -> dict:
         "layers": dict(verdict.layers),
         "chain": None
         if chain is None
-        else {name: getattr(chain, name) for name in chain_of_empathy.LAYERS},
+        else {name: text for name in chain_of_empathy.LAYERS if (text := getattr(chain, name))},
         "answer": None if chain is None else chain.answer,
     }
 

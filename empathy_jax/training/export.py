@@ -154,7 +154,8 @@ def load(init: str, config: ConfigDict) -> Model:
 
     Args:
       init: `WORKDIR/<phase>`, a Hugging Face directory, or a hub id.
-      config: its `model.tokenizer`, `mesh` and, for an import, `data.language` are read.
+      config: its `model.tokenizer`, `mesh` and, for an import, `data.language` and `data.format` are
+        read.
 
     Raises:
       ValueError: for a missing place, unfitting tensors, or a tokenizer that does not fit.
@@ -169,7 +170,8 @@ def load(init: str, config: ConfigDict) -> Model:
     if model_card.is_policy(model):
         stages, _ = lineage.trace(init)
         language = model_card.language_of(stages, config)
-        tokenizer = tokenizers.load(source, language, model.config.vocab_size)
+        form = model_card.form_of(stages, config)
+        tokenizer = tokenizers.load(source, language, model.config.vocab_size, form)
     else:
         tokenizer = tokenizers.load_plain(source, model.config.vocab_size)
     if config.model.tokenizer:

@@ -190,14 +190,16 @@ def _judged(
         found["perplexity"] = perplexity.surprise(
             asked, texts, model.variables["params"], model.config, model.tokenizer, judges.mesh
         )
-    if judges.scorer is not None and texts:
+    if judges.scorer is not None:
         scorer = judges.scorer
-        similarity = np.asarray(scorer.similarity(asked, texts), np.float64)
+        # A policy without a valid answer has no text, and its measures no value.
+        similarity = np.asarray(scorer.similarity(asked, texts) if texts else (), np.float64)
         threshold = reward_terms.threshold(scorer.calibration, config)
         found["similarity"] = similarity
         found["similarity_passes"] = np.asarray(
             rewards.binary_answer(similarity, threshold), np.float64
         )
         if scorer.has_head:
-            found["quality"] = np.asarray(scorer.quality(asked, texts), np.float64)
+            quality = scorer.quality(asked, texts) if texts else ()
+            found["quality"] = np.asarray(quality, np.float64)
     return found

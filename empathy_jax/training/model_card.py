@@ -59,7 +59,7 @@ def render(
         _what(model, policy),
         _crisis(),
         "## Loading\n\n" + _loading(model, part, verified),
-        _format(language_of(stages, config)) if policy else "",
+        _format(language_of(stages, config), form_of(stages, config)) if policy else "",
         reward_card.render(embedding, calibrated) if embedding else "",
         "## How it was made\n\n" + model_history.recipe(stages, lineage.base_name(base)),
         "## Data\n\n" + model_history.data(stages, measured),
@@ -79,6 +79,11 @@ def is_policy(model: Model) -> bool:
 def language_of(stages: list[Stage], config: ConfigDict) -> str:
     """The language that a model was trained in; of an import what the export's config says."""
     return stages[-1].config["data"]["language"] if stages else config.data.language
+
+
+def form_of(stages: list[Stage], config: ConfigDict) -> str:
+    """The format that a model was trained to write; of an import what the export's config says."""
+    return stages[-1].config["data"].get("format", "chain") if stages else config.data.format
 
 
 def usage(directory: str, model: Model, part: str = "hf") -> list[str]:
@@ -184,15 +189,19 @@ def describe_check(verified: Mapping[str, Any] | None) -> str:
     return " ".join([*words, *failed])
 
 
-def _format(language: str) -> str:
+def _format(language: str, form: str) -> str:
     layers = {name: "..." for name in chain_of_empathy.LAYERS}
-    example = chain_of_empathy.render(chain_of_empathy.Chain(**layers, answer="..."))
+    example = chain_of_empathy.render(chain_of_empathy.Chain(**layers, answer="..."), form)
+    reasoning = (
+        "\n\nOnly the last element is for the person. Do not show the reasoning as if it were a "
+        "finding about them."
+    )
     return (
         "## Format\n\nThe chat template carries the system prompt that the model was trained with "
         f"(`{language}`); a system message of your own replaces it. It writes a space into any "
         "control token that a message contains, so that what people type can never end a turn. Give "
-        f"one user message and read back\n\n```\n{example}\n```\n\nOnly the last element is for the "
-        "person. Do not show the reasoning as if it were a finding about them."
+        f"one user message and read back\n\n```\n{example}\n```"
+        + (reasoning if form == "chain" else "")
     )
 
 

@@ -90,7 +90,7 @@ def describe(row: Mapping) -> str:
     """One generation for a person to read; control characters (escape codes) are taken out."""
     parts = [("question", row["question"])]
     if row["rule"] is None:
-        parts += [(name, row[name]) for name in (*chain_of_empathy.LAYERS, "answer")]
+        parts += [(n, row[n]) for n in (*chain_of_empathy.LAYERS, "answer") if row[n]]
     else:
         parts.append((f"no valid chain ({row['rule']})", row["completion"]))
     blocks = []

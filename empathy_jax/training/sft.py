@@ -133,7 +133,9 @@ def make_update(
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """The phase `sft`: reads chains; writes `checkpoints/`, `metrics.jsonl`, `samples.jsonl`."""
+    """The phase `sft`: reads chains; writes `checkpoints/`, `metrics.jsonl`, `samples.jsonl`.
+
+    With `config.steps=0` the model that it would begin with is kept as it is."""
     began = time.monotonic()
     folder = workdirs.open_phase(workdir, "sft", config)
     if (summary := workdirs.finished(folder)) is not None:
@@ -154,6 +156,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             tokenizer=model.tokenizer,
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_completion_tokens=config.data.max_completion_tokens,
+            form=config.data.format,
         ),
         config,
         folder,
@@ -166,7 +169,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if config.sft.shuffled_every:
         shuffled = packed(
             examples_lib.shuffled_examples(
-                records["train"], model.tokenizer, config.sft.row_tokens
+                records["train"], model.tokenizer, config.sft.row_tokens, config.data.format
             ),
             *shape,
         )
@@ -212,6 +215,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         if start == 0:
             rows = sample(state, 0, config.sft.samples)
             recorder.write(0, {"validation_loss": validation_loss(state), **validity(rows)})
+        if config.steps == 0:
+            checkpointer.save(0, common.checkpoint_items(state, frozen))
         for step in range(start + 1, config.steps + 1):
             is_shuffled = config.sft.shuffled_every and step % config.sft.shuffled_every == 0
             batch = (shuffled if is_shuffled else dataset)[step - 1]

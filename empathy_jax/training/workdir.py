@@ -64,7 +64,7 @@ OTHERS_FIELDS = {
         *_RECORD_FIELDS, "model", "sampling", "sft", "rl", "evaluate", "export", "generate",
     ),
     "rl": (*_RECORD_FIELDS, "sft", "evaluate", "export", "generate"),
-    "evaluate": (*_RECORD_FIELDS, "sft", "rl", "export", "generate"),
+    "evaluate": (*_RECORD_FIELDS, *_TRAINING_FIELDS, "sft", "rl", "export", "generate"),
     "export": (*_RECORD_FIELDS, "sampling", "sft", "rl", "evaluate", "generate"),
     "generate": (*_RECORD_FIELDS, *_TRAINING_FIELDS, "sft", "evaluate", "export"),
 }  # fmt: skip
@@ -94,7 +94,8 @@ REMADE = {
     ),
     "generate": ("summary.json", "resources.json", "rejected.jsonl", "generations.jsonl"),
 }
-# Fields that count something and must be 1 or more; only a reward model may take no steps.
+# Fields that count something and must be 1 or more; a phase of MAY_TAKE_NO_STEPS keeps its model.
+MAY_TAKE_NO_STEPS = ("sft", "reward_model")
 COUNTS = (
     "steps",
     "batch_size",
@@ -150,15 +151,10 @@ def _make_ready(folder: Path, phase: str, config: ConfigDict) -> None:
     taken = models_taken(folder.parent, phase, config)
     if begun and written.exists():
         before = json.loads(written.read_text(encoding="utf-8"))
-        differing = [
-            f"config.{name} was {old!r} and is now {new!r}"
-            for name, old, new in _differences(before, resolved)
-            if not _is_within(name, (*FREE_FIELDS, *OTHERS_FIELDS.get(phase, ())))
-        ]
-        if differing:
+        if changes := differing(phase, before, resolved):
             raise ValueError(
                 f"{folder} holds a different run: "
-                + "; ".join(differing)
+                + "; ".join(f"config.{n} was {old!r} and is now {new!r}" for n, old, new in changes)
                 + f". Give the former values to resume it, choose another --workdir, or delete {folder}"
             )
     elif folder.exists() and any(folder.iterdir()) and not written.exists():
@@ -176,6 +172,20 @@ def _make_ready(folder: Path, phase: str, config: ConfigDict) -> None:
     files.write_json(folder / "inputs.json", taken)
     files.write_json(folder / "environment.json", environment())
     resources.begin(folder)
+
+
+def differing(
+    phase: str, before: dict[str, Any], after: dict[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Fields with which a phase computes something else: each with both values.
+
+    Args:
+      phase: that would run with the one or the other.
+      before, after: resolved configs as JSON values.
+    """
+    others = (*FREE_FIELDS, *OTHERS_FIELDS.get(phase, ()))
+    found = _differences(before, after)
+    return [(name, old, new) for name, old, new in found if not _is_within(name, others)]
 
 
 def models_taken(workdir: Path, phase: str, config: ConfigDict) -> dict[str, dict]:
@@ -241,7 +251,7 @@ def _describe(model: dict | None) -> str:
 def _check_counts(phase: str, config: ConfigDict) -> None:
     for name in COUNTS:
         value = operator.attrgetter(name)(config)
-        lowest = 0 if (phase, name) == ("reward_model", "steps") else 1
+        lowest = 0 if name == "steps" and phase in MAY_TAKE_NO_STEPS else 1
         if value < lowest:
             raise ValueError(f"config.{name} is {value}; it must be {lowest} or more")
 

@@ -79,6 +79,53 @@ def test_three_systems_are_corrected_for_three_pairs(root, tmp_path):
     assert len(found["differences"]["similarity"]) == 1
 
 
+def test_a_name_given_twice_is_one_system_of_two_runs(root, tmp_path):
+    paths = {"mixed": ("base", "copy"), "copy": ("copy", "copy")}
+    given = [f"--system={name}={root / run}" for name, runs in paths.items() for run in runs]
+    compare.main([*given, f"--output={tmp_path}"])
+    found = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert found["runs"] == {"mixed": 2, "copy": 2} and found["completions"]["mixed"] == 8
+    # Answers of both runs to a question are drawn together: four questions, not eight.
+    assert found["measures"]["mixed"]["validity"]["questions"] == 4
+    assert found["measures"]["mixed"]["similarity"]["value"] == pytest.approx(0.5)
+    validity = found["by_run"]["validity"]
+    assert validity["systems"]["mixed"]["values"] == [1, 0.75]
+    assert validity["systems"]["copy"] == {
+        "values": [0.75, 0.75], "mean": 0.75, "low": 0.75, "high": 0.75,
+    }  # fmt: skip
+    (pair,) = validity["differences"]
+    # t of one degree of freedom is tan(0.475 π) = 12.706, and s / √2 = 0.125.
+    assert (pair["first"], pair["values"], pair["mean"]) == ("mixed", [0.25, 0], 0.125)
+    assert pair["high"] == pytest.approx(0.125 + 12.7062 * 0.125, abs=1e-4)
+    overlap = found["by_run"]["rouge_l_char_max"]["systems"]
+    assert overlap["mixed"]["values"][0] < 1 and overlap["mixed"]["values"][1] == 1
+    distinct = found["measures"]["mixed"]["distinct_2_char_corpus"]["value"]
+    assert distinct is not None and "distinct_2_char_corpus" not in found["by_run"]
+
+
+def test_only_questions_of_every_run_count(root, tmp_path):
+    part = tmp_path / "part.jsonl"
+    files.write_jsonl(part, rows("base")[1:])
+    arguments = [f"--system=a={root / 'base'}", f"--system=a={part}", f"--system=b={root / 'copy'}"]
+    compare.main([*arguments, f"--output={tmp_path / 'out'}"])
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert (found["questions"], found["left_out"]) == (3, 1)
+    # The file was judged by nobody, so the system was not, and runs in unlike numbers are no pairs.
+    assert "similarity" not in found["measures"]["a"]
+    assert found["by_run"]["rouge_l_char_max"]["differences"] == []
+
+
+def test_a_system_without_an_answer_takes_nothing_from_the_others(root, found, tmp_path):
+    mute = tmp_path / "mute.jsonl"
+    files.write_jsonl(mute, [{**row, "answer": None, "rule": "missing_L1"} for row in rows("base")])
+    others = _run(root, tmp_path / "out", f"--system=mute={mute}")
+    for name in ANSWERS:
+        for measure in ("distinct_2_char_corpus", "rouge_l_char_max"):
+            assert others["measures"][name][measure] == found["measures"][name][measure]
+    assert others["measures"]["mute"]["rouge_l_char_max"]["value"] is None
+    assert "distinct_2_char_corpus" not in others["measures"]["mute"]
+
+
 def test_what_other_judges_said_is_left_out(root, tmp_path):
     for name in ANSWERS:
         make_folder(tmp_path, name, similarity=0.5)

@@ -148,7 +148,7 @@ VALUES = {
         {"model__tokenizer": "GIVEN/large_tokenizer"},
         ["largest token id", "512 rows", "config.model.tokenizer"],
     ),
-    "zero steps": ({"steps": 0}, ["config.steps is 0", "1 or more"]),
+    "zero steps": ({"phase": "rl", "steps": 0}, ["config.steps is 0", "1 or more"]),
     "a mesh that does not fit": ({"mesh__data": 3}, ["config.mesh.data=3", "1 devices"]),
     "another architecture in a run": (
         {"model__init": "GIVEN/other_shape", "model__tokenizer": ""},

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.generation import engine
 from empathy_jax.models import decoder
-from empathy_jax.training import completions
+from empathy_jax.training import completions, overview
 from empathy_jax.training.common import Model
 
 CHAIN = Chain("累", "因", "听", "陪", "我在。")
@@ -39,6 +41,17 @@ def test_a_broken_chain_has_no_answer(model):
     assert not row["valid"] and row["rule"] == "unclosed_L2"
     assert row["chain"] is row["answer"] is None
     assert row["layers"] == {"L1": True, "L2": False, "L3": True, "L4": True}
+
+
+def test_a_model_of_answers_alone_is_judged_by_its_own_format(model):
+    own = dataclasses.replace(model, form="answer")
+    ids = tokenizers.completion_ids(model.tokenizer, chain_of_empathy.render(CHAIN, "answer"))
+    row = completions.judge(own, ids)
+    assert row["valid"] and row["answer"] == "我在。" and row["chain"] == {}
+    flat = completions.flat({**row, "id": "q", "question": "?", "finished": True, "tokens": 9}, 0)
+    assert flat["answer"] == "我在。" and flat["L1"] is None
+    assert "我在。" in overview.describe(flat) and "L1" not in overview.describe(flat)
+    assert not completions.judge(model, ids)["valid"]
 
 
 def test_rows_go_with_their_questions_and_lengths(model):

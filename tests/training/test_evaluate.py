@@ -259,6 +259,22 @@ def test_reward_model_scores_answers_and_floor():
     assert wins["similarity"]["matrix"][0][1]["value"] == 1
 
 
+def test_a_policy_without_a_valid_answer_has_no_similarity_and_a_floor():
+    whole = dict.fromkeys(chain_of_empathy.LAYERS, False)
+    questions = [
+        {"id": str(i), "question": f"问题{i}", "answers": [{"text": f"回答{i}"}]} for i in range(3)
+    ]
+    rows = [
+        {"id": record["id"], "rule": "missing_think", "answer": None, "finished": False}
+        | {"tokens": 8, "whole_layers": whole}
+        for record in questions
+    ]
+    config = run_folders.tiny_config("evaluate")
+    table, per_row, _ = measures.score(rows, questions, measures.Judges(scorer=_Echo()), config)
+    assert table["similarity"]["value"] is None and table["similarity"]["floor"] == 0.25
+    assert per_row[0]["similarity"] is None and table["validity"]["value"] == 0
+
+
 def test_the_reward_is_probed_alone_and_as_rl_composes_it():
     questions = [
         {"id": str(i), "question": record["question"], "answers": record["answers"]}

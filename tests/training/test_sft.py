@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from empathy_jax import chain_of_empathy, files, main
+from empathy_jax import chain_of_empathy, files, main, sharding
 from empathy_jax.chain_of_empathy import Chain
 from empathy_jax.data import tokenizer as tokenizers
 from empathy_jax.models import decoder
@@ -203,3 +203,21 @@ def test_adapters_begin_where_the_base_ended(tiny_run, lora_run):
     end = [r for r in tiny_runs.metrics(tiny_run.root / "sft") if "validation_loss" in r][-1]
     start = tiny_runs.metrics(lora_run)[0]
     assert start["validation_loss"] == pytest.approx(end["validation_loss"], abs=1e-5)
+
+
+def test_no_steps_in_the_format_answer_keep_the_weights_and_ask_for_no_chain(tiny_run, tmp_path):
+    values = {**tiny_run.inputs, "steps": 0, "data.format": "answer"}
+    config = tiny_runs.make_config("sft", values)
+    summary = main.run(config, tmp_path)["sft"]
+    assert summary["figures"][0]["before"] == summary["figures"][0]["after"]
+    config.phase, config.model.tokenizer = "rl", ""
+    layout = sharding.make_layout(config.mesh)
+    model = common.load_policy(config, tmp_path, layout)
+    fresh = common.fresh_params(common.stream(config.seed, "init"), model.config, layout)
+    jax.tree.map(np.testing.assert_array_equal, model.variables["params"], fresh)
+    assert model.form == "answer"
+    prompt = tokenizers.prompt_ids(model.tokenizer, "我很累")
+    assert "<answer>" in model.tokenizer.decode(prompt)
+    assert "L1" not in model.tokenizer.decode(prompt)
+    samples = list(files.read_jsonl(tmp_path / "sft" / "samples.jsonl"))
+    assert {row["step"] for row in samples} == {0}

@@ -76,8 +76,14 @@ def test_counts_must_be_positive(tmp_path, name):
     config = _config()
     config.update_from_flattened_dict({name: 0})
     with pytest.raises(ValueError, match=rf"config\.{name} is 0; it must be 1 or more"):
-        workdir.open_phase(tmp_path / "run", "sft", config)
+        workdir.open_phase(tmp_path / "run", "rl", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_sft_may_take_no_steps(tmp_path):
+    workdir.open_phase(tmp_path, "sft", _config(steps=0))
+    with pytest.raises(ValueError, match=r"config\.steps is -1; it must be 0 or more"):
+        workdir.open_phase(tmp_path / "other", "sft", _config(steps=-1))
 
 
 def test_figures_are_the_first_and_last_values(tmp_path):
