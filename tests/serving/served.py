@@ -122,10 +122,11 @@ def serve(
     app = apps.make_app(policy, rewards, metrics, token, max_body_bytes)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
+    # Its own setup of logging would close a stream that pytest captures.
     server = uvicorn.Server(
         uvicorn.Config(
             app, http=limits.PatientProtocol, ws="none", lifespan="off", access_log=False,
-            log_level="critical", timeout_graceful_shutdown=2,
+            log_level="critical", log_config=None, timeout_graceful_shutdown=2,
         )
     )  # fmt: skip
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

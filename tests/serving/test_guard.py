@@ -37,7 +37,7 @@ def message(text, region="cn"):
 
 @contextlib.contextmanager
 def talking(served, **options):
-    options = {"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+    options = {"api_key": "none", "max_retries": 0, "timeout": 20, **options}
     with openai.OpenAI(base_url=f"{served.url}/v1", **options) as client:
         yield lambda text, **fields: client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": text}], **fields
@@ -90,7 +90,7 @@ def test_a_message_comes_before_the_answer(tokenizer, text, code):
 def test_an_urgent_message_does_not_wait_for_the_model(tokenizer):
     batch, go_on = ScriptedBatch(tokenizer, chain_of_empathy.render(CHAIN)), threading.Event()
     prefill = batch.prefill
-    batch.prefill = lambda ids: go_on.wait(60) and prefill(ids)
+    batch.prefill = lambda ids: go_on.wait(10) and prefill(ids)
     with serve(batch, tokenizer) as served, talking(served) as ask:
         stream = iter(ask(URGENT, stream=True))
         first = next(stream).choices[0].delta
@@ -161,7 +161,7 @@ def test_details_of_a_method_end_the_answer_and_free_the_row(tokenizer, stream):
 def test_a_full_line_still_tells_what_to_do(tokenizer):
     batch, go_on = ScriptedBatch(tokenizer, "好。", rows=1), threading.Event()
     prefill = batch.prefill
-    batch.prefill = lambda ids: go_on.wait(60) and prefill(ids)
+    batch.prefill = lambda ids: go_on.wait(10) and prefill(ids)
     with serve(batch, tokenizer, max_queue=1) as served, talking(served) as ask:
         first = ask(URGENT, stream=True)  # is in line, and has told so
         with pytest.raises(openai.RateLimitError) as caught:
