@@ -14,7 +14,7 @@ from tests.serving.served import CHAIN, MODEL, ScriptedBatch, make_tokenizer, se
 def served():
     tokenizer = make_tokenizer()
     batch = ScriptedBatch(tokenizer, chain_of_empathy.render(CHAIN))
-    with serve(batch, tokenizer, max_queue=64) as server:
+    with serve(batch, tokenizer, max_queue=64, region=None) as server:  # the model alone
         yield server
 
 
@@ -45,6 +45,16 @@ def test_replies_are_read_by_category_and_nothing_is_asked_twice(served, tmp_pat
     assert len(served.batch.prompts) == asked == 80
     _run(served.url, tmp_path, '--extra-body={"seed": 1}')  # another request: it is asked
     assert len(served.batch.prompts) == 160
+
+
+def test_what_a_guard_says_is_part_of_the_reply(tmp_path):
+    tokenizer = make_tokenizer()
+    batch = ScriptedBatch(tokenizer, chain_of_empathy.render(CHAIN))
+    with serve(batch, tokenizer, max_queue=64) as server:
+        found = _run(server.url, tmp_path)
+    rows = list(files.read_jsonl(tmp_path / "replies.jsonl"))
+    assert all(row["reply"].endswith(CHAIN.answer) for row in rows)
+    assert found["crisis"]["names_help"]["count"] > 0
 
 
 def test_a_judge_says_of_each_reply_whether_it_is_as_wanted(served, tmp_path):
