@@ -2,11 +2,12 @@
 
     PYTHONPATH=. python benchmarks/checkpoint_overhead.py [--interval 50] [--pairs 3] [--steps 50]
 
-Model, rows and optimizer are those of sft_step.py. Windows of `--steps` steps come in pairs, one with a
-checkpoint and one without, in turns which comes first. The one with begins to save the state and ends
-when the disk has it, its digests are noted and the checkpoint before the last is gone: what a run does
-once in `--interval` steps. `overhead` is the extra time over that of `--interval` steps without,
-the median of all pairs. Shorter windows than the interval say the same as long as a save ends in one.
+Model, shapes and optimizer are those of sft_step.py on a CPU. Windows of `--steps` steps come in pairs,
+one with a checkpoint and one without, in turns which comes first. The one with begins to save the state
+and ends when the disk has it, its digests are noted and the checkpoint before the last is gone: what a
+run does once in `--interval` steps. `overhead` is the extra time over that of `--interval` steps
+without, the median of all pairs. Shorter windows than the interval say the same as long as a save ends
+in one.
 """
 
 import argparse
@@ -17,11 +18,15 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from benchmarks import sft_step, steps
 from empathy_jax import pytree
 from empathy_jax.checkpoint import Checkpointer
+from empathy_jax.models import decoder
 from empathy_jax.training import common, sft
+
+LENGTH = 512  # tokens of a row
 
 
 def main() -> None:
@@ -33,9 +38,11 @@ def main() -> None:
         "--folder", help="parent of the checkpoints' folder; empty: temporary files'"
     )
     arguments = parser.parse_args()
-    tokens = sft_step.read_rows(None, sft_step.ROWS)
+    draw = np.random.default_rng(steps.SEED)
+    tokens = draw.integers(3, steps.MODEL.vocab_size, (sft_step.ROWS, LENGTH), np.int32)
     batch = jax.device_put(sft_step.make_batch(tokens))
-    transform, state = steps.make_state(steps.load_params(None), 2e-5)
+    params = decoder.init_params(jax.random.key(steps.SEED), steps.MODEL)
+    transform, state = steps.make_state(params, 2e-5)
     update = jax.jit(
         functools.partial(sft.update_fn, config=steps.MODEL, optimizer=transform), donate_argnums=0
     )
@@ -78,7 +85,7 @@ def main() -> None:
     steps.report(
         "checkpoint_overhead",
         {
-            "shapes": [sft_step.ROWS, sft_step.LENGTH],
+            "shapes": [sft_step.ROWS, LENGTH],
             "interval": arguments.interval,
             "window": arguments.steps,
             "checkpoint_mib": round(

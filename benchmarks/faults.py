@@ -470,7 +470,8 @@ def make_models(folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     inputs = many_processes.write_inputs(folder)
     values = {**VALUES, **inputs, "steps": 4, "phases": "('sft','reward_model')"}
-    run_to_end(Run("rl", 1, folder / "models", values, folder / "compiled"))
+    if not (folder / "models" / "reward_model" / "summary.json").exists():
+        run_to_end(Run("rl", 1, folder / "models", values, folder / "compiled"))
     return inputs
 
 
