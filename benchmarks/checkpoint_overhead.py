@@ -5,9 +5,8 @@
 Model, shapes and optimizer are those of sft_step.py on a CPU. Windows of `--steps` steps come in pairs,
 one with a checkpoint and one without, in turns which comes first. The one with begins to save the state
 and ends when the disk has it, its digests are noted and the checkpoint before the last is gone: what a
-run does once in `--interval` steps. `overhead` is the extra time over that of `--interval` steps
-without, the median of all pairs. Shorter windows than the interval say the same as long as a save ends
-in one.
+run does once in `--interval` steps. `overhead` is the extra time over that of `--interval` steps without,
+the median of all pairs. Shorter windows than the interval say the same as long as a save ends in one.
 """
 
 import argparse
