@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PARTIAL = ".partial"  # end of the name of a file that is being written, or whose writer was killed
 _is_writing = True  # false in all but one of the processes of a run
 
 
@@ -34,7 +35,7 @@ def dumps(record: Any, **options: Any) -> str:
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write: it takes `path`'s place at the end, or is gone after an error."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(path.name + PARTIAL)
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -1,9 +1,12 @@
 """What a person sees of a run: metrics as JSONL and TensorBoard events, a progress bar or plain lines."""
 
 import math
+import os
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,60 @@ import jax
 
 from empathy_jax import files, hosts, resources
 from empathy_jax.compilations import CompilationCounter
+
+_EVENTS_SECONDS = 30  # between two flushes of an event file
+
+
+class _Events:
+    """A TensorBoard event file, written in the thread that calls.
+
+    `SummaryWriter` writes in a thread of its own: a full disk ends that thread, and the caller then
+    waits for ever for room in its queue.
+
+    Args:
+      folder: where the file goes.
+      purge_step: TensorBoard hides what earlier files hold from this step on.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._path, self._flushed = folder / name, time.monotonic()
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = RecordWriter(str(self._path))
+            self._add(file_version="brain.Event:2")
+            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One event per scalar; on disk at a later write, when half a minute has gone, or at the end."""
+        from tensorboardX.summary import scalar
+
+        with self._explained():
+            for name, value in scalars.items():
+                self._add(step=step, summary=scalar(name, value))
+            if time.monotonic() - self._flushed > _EVENTS_SECONDS:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left."""
+        with self._explained():
+            self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise files.explain(error, self._path) from error
 
 
 class MetricWriter:
@@ -22,13 +79,9 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, resume_step: int = 0):
-        from tensorboardX import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         files.keep_jsonl(self._path, lambda record: 0 < resume_step >= record["step"])
-        self._events = None
-        if hosts.is_lead():
-            self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
+        self._events = _Events(folder / "events", resume_step + 1) if hosts.is_lead() else None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one line and one event per scalar; non-finite values are written as null."""
@@ -36,8 +89,7 @@ class MetricWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         files.append_jsonl(self._path, [{"step": step, **finite}])
         if self._events is not None:
-            for name, value in scalars.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, scalars)
 
     def close(self) -> None:
         """Flush and close the event file."""

@@ -3,6 +3,7 @@ import math
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from empathy_jax import metric_writer, resources
@@ -41,6 +42,18 @@ def test_events_hold_the_same_scalars(tmp_path):
         writer.write(1, {"loss": 0.5})
         writer.write(2, {"loss": 0.25})
     assert _events(tmp_path) == [(1, "loss", 0.5), (2, "loss", 0.25)]
+
+
+def test_a_full_disk_is_an_error_of_the_next_flush(tmp_path, monkeypatch):
+    full = lambda _: open("/dev/full", "wb")  # noqa: E731, SIM115
+    monkeypatch.setattr(record_writer, "open_file", full)
+    with (
+        pytest.raises(OSError, match=r"no space left for .*events.*free some space"),
+        MetricWriter(tmp_path) as writer,
+    ):
+        for step in range(1000):
+            writer.write(step, {"loss": 0.5})
+        pytest.fail("a thousand events went nowhere")
 
 
 def test_steps_after_the_resumed_one_are_dropped(tmp_path):
@@ -152,16 +165,16 @@ def test_a_training_loop_says_at_once_where_it_is(tmp_path, capsys, start):
 def test_time_used_is_noted_at_checkpoints_and_at_the_end(tmp_path, monkeypatch):
     clock = _Clock(monkeypatch)
     resources.begin(tmp_path)
-    recorder = Recorder(tmp_path, "sft", start=0, steps=9, every=1)
-    clock.now = 7.0
-    recorder.push(1, {"loss": 1})
-    recorder.flush()
-    clock.now = 8.0  # killed here; the next part has a clock of its own
-    clock.now = -100.0
-    resources.begin(tmp_path)
-    with Recorder(tmp_path, "sft", start=1, steps=9, every=1):
-        clock.now += 2.0
-    found = resources.note(tmp_path)
+    with Recorder(tmp_path, "sft", start=0, steps=9, every=1) as recorder:
+        clock.now = 7.0
+        recorder.push(1, {"loss": 1})
+        recorder.flush()
+        clock.now = 8.0  # killed here; the next part has a clock of its own
+        clock.now = -100.0
+        resources.begin(tmp_path)
+        with Recorder(tmp_path, "sft", start=1, steps=9, every=1):
+            clock.now += 2.0
+        found = resources.note(tmp_path)
     assert found["earlier_seconds"] == 7 and found["seen"] - found["began"] == 2
     assert 50e6 < found["peak_memory_bytes"] < 500e9
 

@@ -157,7 +157,7 @@ def _make_ready(folder: Path, phase: str, config: ConfigDict) -> None:
                 + "; ".join(f"config.{n} was {old!r} and is now {new!r}" for n, old, new in changes)
                 + f". Give the former values to resume it, choose another --workdir, or delete {folder}"
             )
-    elif folder.exists() and any(folder.iterdir()) and not written.exists():
+    elif not written.exists() and _holds_files(folder):
         raise ValueError(
             f"{folder} is not empty and has no config.json, so it is not a run of this program; "
             "choose another --workdir"
@@ -371,6 +371,11 @@ def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str,
 def _is_within(name: str, fields: tuple[str, ...]) -> bool:
     """Whether a field is one of `fields` or lies in a section among them."""
     return any(name == field or name.startswith(field + ".") for field in fields)
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is anything but what a run killed at its first file leaves."""
+    return folder.exists() and any(path.suffix != files.PARTIAL for path in folder.iterdir())
 
 
 def _has_content(path: Path) -> bool:

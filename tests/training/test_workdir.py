@@ -65,6 +65,13 @@ def test_someone_elses_folder_is_refused(tmp_path):
     assert os.listdir(tmp_path / "sft") == ["thesis.txt"]
 
 
+def test_a_run_killed_while_it_wrote_its_first_file_is_begun_anew(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "config.json.partial").write_text("{", encoding="utf-8")
+    folder = workdir.open_phase(tmp_path, "sft", _config())
+    assert (folder / "config.json").exists() and not list(folder.glob("*.partial"))
+
+
 def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(OSError, match=r"cannot write .*file/sft"):
