@@ -42,7 +42,8 @@ def main() -> None:
     curves = {}
     for setting in arguments.runs:
         name, _, folder = setting.partition("=")
-        runs = sorted(path.parents[1] for path in Path(folder).glob("*/rl/summary.json"))
+        runs = [path.parents[1] for path in Path(folder).glob("*/rl/summary.json")]
+        runs.sort(key=lambda run: config_of(run)["seed"])
         if not runs:
             raise SystemExit(
                 f"error: no subfolder of {folder!r} has a finished run of the phase rl"
@@ -60,55 +61,49 @@ def measured(terms: dict[str, np.ndarray], calibration: dict) -> dict[str, np.nd
       terms: of `reward_terms.score`, [N] each.
       calibration: of the reward model.
     """
-    config = configs.get_config()
-    valid, similarity = terms["format"], terms["similarity"]
-    parts = {
-        "answer": rewards.quantile_scaled(similarity, calibration["quantiles"]),
-        "echo": rewards.echo_penalty(terms["echo_overlap"]),
-        "template": rewards.template_penalty(terms["template_overlap"]),
-    }
-    parts = {name: rewards.gated(valid, values) for name, values in parts.items()}
-    least = reward_terms.threshold(calibration, config)
-    binary = rewards.gated(valid, rewards.binary_answer(similarity, least))
-    return {
-        "reward": reward_terms.combine({"format": valid, **parts}, config),
-        "binary_answer": binary,
-        **{name: terms[name] for name in ("format", "similarity", "echo_overlap")},
-        "template_overlap": terms["template_overlap"],
-    }
+    valid = terms["format"]
+    found = {}
+    for name, preset in (("reward", "tiny"), ("binary", "tiny,empathy_r1")):
+        config = configs.get_config(preset)
+        parts = reward_terms.scaled(terms["similarity"], terms, calibration, config)
+        parts = {part: rewards.gated(valid, values) for part, values in parts.items()}
+        found[name] = reward_terms.combine({"format": valid, **parts}, config)
+    kept = ("format", "similarity", "echo_overlap", "template_overlap")
+    return found | {name: terms[name] for name in kept}
 
 
 def held_out(runs: list[Path], calibration: dict) -> dict:
     """Held-out figures of runs before and after: their mean and each run's own; tokens sampled."""
-    found = []
+    found: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
+    tokens, kl = [], []
     for run in runs:
         first, *_, last = files.read_jsonl(run / "rl" / "held_out.jsonl")
-        ends = {}
         for name, row in (("before", first), ("after", last)):
             terms = {term: np.asarray(values) for term, values in row["terms"].items()}
-            ends[name] = {k: float(v.mean()) for k, v in measured(terms, calibration).items()}
+            for measure, values in measured(terms, calibration).items():
+                found[name].setdefault(measure, []).append(round(float(values.mean()), 4))
         rows = list(files.read_jsonl(run / "rl" / "metrics.jsonl"))
         rows = [row for row in rows if "completion_tokens" in row]
-        tokens = sum(row["completion_tokens"] for row in rows) * completions_of(run)
-        found.append({**ends, "tokens": tokens, "kl": rows[-1]["kl"]})
-    after = {k: [one["after"][k] for one in found] for k in found[0]["after"]}
+        tokens.append(sum(row["completion_tokens"] for row in rows) * completions_of(run) / 1e6)
+        kl.append(round(rows[-1]["kl"], 4))
     return {
-        "runs": len(found),
-        "before": {k: rounded(v) for k, v in found[0]["before"].items()},
-        "after": {k: rounded(np.mean(values)) for k, values in after.items()},
-        "each": {k: [rounded(value) for value in values] for k, values in after.items()},
-        "kl": [rounded(one["kl"]) for one in found],
-        "million_tokens": rounded(np.mean([one["tokens"] for one in found]) / 1e6),
+        "seeds": [config_of(run)["seed"] for run in runs],
+        **{
+            name: {k: {"mean": round(float(np.mean(v)), 4), "each": v} for k, v in own.items()}
+            for name, own in found.items()
+        },
+        "kl": kl,
+        "million_tokens": round(float(np.mean(tokens)), 4),
     }
 
 
-def rounded(value: float) -> float:
-    return round(float(value), 4)
+def config_of(run: Path) -> dict:
+    return json.loads((run / "rl" / "config.json").read_text("utf-8"))
 
 
 def completions_of(run: Path) -> int:
     """How many completions a step of a run has."""
-    config = json.loads((run / "rl" / "config.json").read_text("utf-8"))
+    config = config_of(run)
     return config["batch_size"] * config["rl"]["group_size"]
 
 

@@ -90,15 +90,7 @@ def _answer_terms(
     config: ConfigDict,
 ) -> Terms:
     rl, calibration = config.rl, scorer.calibration
-    if rl.answer_reward == "binary":
-        answer = rewards.binary_answer(similarity, threshold(calibration, config))
-    else:
-        answer = rewards.quantile_scaled(similarity, calibration["quantiles"])
-    terms = {
-        "answer": answer,
-        "echo": rewards.echo_penalty(overlaps["echo_overlap"]),
-        "template": rewards.template_penalty(overlaps["template_overlap"]),
-    }
+    terms = scaled(similarity, overlaps, calibration, config)
     if rl.quality_weight:
         if not scorer.has_head:
             raise ValueError(
@@ -108,6 +100,31 @@ def _answer_terms(
         quality = scorer.quality(questions, answers)
         terms["quality"] = rewards.quantile_scaled(quality, calibration["quality_quantiles"])
     return terms
+
+
+def scaled(
+    similarity: np.ndarray,
+    overlaps: Mapping[str, np.ndarray],
+    calibration: dict,
+    config: ConfigDict,
+) -> Terms:
+    """The terms that follow from what was measured of answers: `answer`, `echo`, `template`, [N] each.
+
+    Args:
+      similarity: [N].
+      overlaps: of `answer_overlaps`.
+      calibration: of the reward model that gave the similarity.
+      config: of the run.
+    """
+    if config.rl.answer_reward == "binary":
+        answer = rewards.binary_answer(similarity, threshold(calibration, config))
+    else:
+        answer = rewards.quantile_scaled(similarity, calibration["quantiles"])
+    return {
+        "answer": answer,
+        "echo": rewards.echo_penalty(overlaps["echo_overlap"]),
+        "template": rewards.template_penalty(overlaps["template_overlap"]),
+    }
 
 
 def threshold(calibration: dict, config: ConfigDict) -> float:

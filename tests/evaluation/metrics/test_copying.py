@@ -29,7 +29,8 @@ def test_shares_are_those_of_the_reward(source, language, request):
     )
     found = copying.Copying(texts, language).template(np.arange(len(texts)))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.ptp(found) > 0.01
+    # By the n-grams of English, three times as long, Chinese answers share little.
+    assert np.ptp(found) > (0.05 if (source, language) == ("real", "en") else 0.1)
 
 
 def test_no_texts_have_no_shares():
