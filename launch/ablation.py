@@ -25,10 +25,10 @@ from typing import IO, Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from empathy_jax import main as command_line
 from empathy_jax.evaluation import compare
+from empathy_jax.main import phase_config
 from empathy_jax.training import workdir as workdirs
-from launch import backends, sweep
+from launch import backends, command_line
 from launch.points import Point, Space, read_config, split_field
 
 PHASES = ("sft", "rl", "evaluate")
@@ -63,15 +63,9 @@ class Run:
 
 def read_flags(argv: list[str]) -> flags.FlagValues:
     """The command line; a misspelled flag, file or field raises one of main's FLAG_ERRORS."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "configs/ablation.py:SIZE, with its --config.field=value.",
-        flag_values=values,
-        sys_argv=argv,
+    values = command_line.make_flags(
+        argv, "configs/ablation.py:SIZE, with its --config.field=value."
     )
-    flags.DEFINE_string("workdir", "", "Folder of the ablation.", flag_values=values)
     flags.DEFINE_integer(
         "seeds", 1, "Runs of each system, of the seeds config.seed, ...", 1, flag_values=values
     )
@@ -79,24 +73,11 @@ def read_flags(argv: list[str]) -> flags.FlagValues:
         "grid", [], "FIELD=V1,V2,...: variants of full; several: every combination.",
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_string("backend", "local", ", ".join(backends.BACKENDS), flag_values=values)
-    flags.DEFINE_string(
-        "resources", "", "As of launch.sweep: what the backend's tool is given.", flag_values=values
-    )
-    flags.DEFINE_boolean("dry_run", False, "Print the commands and run none.", flag_values=values)
-    flags.DEFINE_boolean("help", False, "Print this.", flag_values=values)
-    rest = values(argv)
-    if len(rest) > 1:
-        raise ValueError(f"not a flag: {' '.join(rest[1:])} (flags begin with --)")
-    return values
+    return command_line.parse(values, argv)
 
 
 def main(argv: list[str]) -> None:
-    try:
-        ablate(argv)
-    except command_line.FLAG_ERRORS as error:
-        print(f"error: {command_line.explain_flag_error(error)}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    command_line.run(ablate, argv)
 
 
 def ablate(argv: list[str]) -> None:
@@ -130,7 +111,7 @@ def ablate(argv: list[str]) -> None:
         print(shlex.join([*_COMPARE, *comparison(runs, workdir, language)]))
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with sweep.lock(workdir) as lock, sweep.sigterm_raises():
+    with command_line.lock(workdir) as lock, command_line.sigterm_raises():
         try:
             reasons = _run(reward_model, runs, backend, workdir, lock)
         except KeyboardInterrupt:
@@ -240,7 +221,7 @@ def _config(space: Space, values: Mapping[str, str]) -> ConfigDict:
 
 
 def _resolved(config: ConfigDict, phase: str) -> dict[str, Any]:
-    return json.loads(command_line.phase_config(config, phase).to_json_best_effort())
+    return json.loads(phase_config(config, phase).to_json_best_effort())
 
 
 def _differing(phase: str, one: ConfigDict, other: ConfigDict) -> list:

@@ -9,35 +9,22 @@ points adds to what is there. `results.csv` and the table at the end have the be
 docs/launch.md has every flag; `--dry_run` prints the commands.
 """
 
-import fcntl
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from absl import flags
 from ml_collections import config_flags
 
-from empathy_jax import main as command_line
-from launch import backends, results
+from launch import backends, command_line, results
 from launch.points import Halving, Point, Space
 
 
 def read_flags(argv: list[str]) -> flags.FlagValues:
     """The command line; a misspelled flag, file or field raises one of main's FLAG_ERRORS."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "As of empathy_jax.main, with its --config.field=value.",
-        flag_values=values,
-        sys_argv=argv,
-    )
-    flags.DEFINE_string("workdir", "", "Folder of the sweep.", flag_values=values)
+    values = command_line.make_flags(argv, "As of empathy_jax.main, with its --config.field=value.")
     flags.DEFINE_multi_string("grid", [], "FIELD=V1,V2,...: every value.", flag_values=values)
     flags.DEFINE_multi_string(
         "random",
@@ -58,27 +45,11 @@ def read_flags(argv: list[str]) -> flags.FlagValues:
     )
     flags.DEFINE_string("metric", "", "PHASE/NAME, such as rl/held_out_reward.", flag_values=values)
     flags.DEFINE_boolean("maximise", False, "The highest metric is best.", flag_values=values)
-    flags.DEFINE_string("backend", "local", ", ".join(backends.BACKENDS), flag_values=values)
-    flags.DEFINE_string(
-        "resources",
-        "",
-        "What sbatch, tpu_vm.sh or queued_resource.sh is given.",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean("dry_run", False, "Print the commands and run none.", flag_values=values)
-    flags.DEFINE_boolean("help", False, "Print this.", flag_values=values)
-    rest = values(argv)
-    if len(rest) > 1:
-        raise ValueError(f"not a flag: {' '.join(rest[1:])} (flags begin with --)")
-    return values
+    return command_line.parse(values, argv)
 
 
 def main(argv: list[str]) -> None:
-    try:
-        sweep(argv)
-    except command_line.FLAG_ERRORS as error:
-        print(f"error: {command_line.explain_flag_error(error)}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    command_line.run(sweep, argv)
 
 
 def sweep(argv: list[str]) -> None:
@@ -108,7 +79,7 @@ def sweep(argv: list[str]) -> None:
         _show(points, halving, backend, workdir)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with lock(workdir) as file, sigterm_raises():
+    with command_line.lock(workdir) as file, command_line.sigterm_raises():
         try:
             rows = _run(space, points, halving, metric, backend, workdir, file)
         except KeyboardInterrupt:
@@ -162,34 +133,6 @@ def _show(
     while halving and (halving := halving.next()):
         count = halving.count(count)
         print(f"# then the best {count} of them with {halving}, begun anew")
-
-
-@contextmanager
-def lock(workdir: Path) -> Iterator[IO]:
-    """Nobody else starts runs here. They inherit the lock: one that outlives its sweep holds it."""
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"a sweep, or a run that outlived one, is at work in {workdir}; wait for it, end it, "
-                "or choose another --workdir"
-            ) from None
-        yield file
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends this program as Ctrl-C does: the run under way saves first."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":
