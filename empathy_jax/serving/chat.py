@@ -40,6 +40,7 @@ class Policy:
     Attributes:
       name: under which clients ask for it.
       tokenizer: with our chat template.
+      form: what the model writes, one of `chain_of_empathy.FORMATS`.
       worker: owns the device.
       defaults: of sampling; `max_new_tokens` is the longest completion that may be asked for.
       max_prompt_tokens: the longest conversation.
@@ -51,6 +52,7 @@ class Policy:
 
     name: str
     tokenizer: PreTrainedTokenizerFast
+    form: str
     worker: Worker
     defaults: SamplingConfig
     max_prompt_tokens: int
@@ -66,7 +68,7 @@ class Ended(NamedTuple):
     Attributes:
       reason: "stop", "length", or "content_filter" where the guard ended it.
       chain: the four layers by name, as they were told; None unless the completion is a valid chain.
-      rule: the first rule it breaks; None when valid.
+      rule: the first rule of its format that it breaks; None when valid.
       tokens: that were made.
     """
 
@@ -213,7 +215,8 @@ async def _events(
     inbox: asyncio.Queue,
     decision: guard.Decision | None,
 ) -> AsyncGenerator[Event]:
-    texts = [SampleText(policy.tokenizer, request.stops()) for _ in job.samples]
+    stops = request.stops()
+    texts = [SampleText(policy.tokenizer, stops, policy.form) for _ in job.samples]
     replies = [decision and guard.Reply(decision.language, policy.region) for _ in job.samples]
     unfinished = set(range(len(texts)))
     try:
@@ -263,7 +266,9 @@ def _heard(
 
 def _ended(text: SampleText, reply: guard.Reply | None, reason: str) -> Ended:
     verdict = text.verdict()
-    chain = verdict.chain and {n: getattr(verdict.chain, n) for n in chain_of_empathy.LAYERS}
+    chain = None
+    if verdict.valid and text.form == "chain":
+        chain = {name: getattr(verdict.chain, name) for name in chain_of_empathy.LAYERS}
     if chain is not None and reply is not None and reply.held_back:
         chain = {name: reply.told.get(name, "").strip() for name in chain_of_empathy.LAYERS}
     return Ended(reason, chain, verdict.rule, text.tokens)

@@ -29,15 +29,20 @@ class SampleText:
     """The text of one completion.
 
     Attributes:
+      form: what the model writes, one of `chain_of_empathy.FORMATS`.
       stopped: whether a stop string has been met. What comes after it is not told.
     """
 
     def __init__(
-        self, tokenizer: transformers.PreTrainedTokenizerFast, stop: Sequence[str] = ()
+        self,
+        tokenizer: transformers.PreTrainedTokenizerFast,
+        stop: Sequence[str] = (),
+        form: str = "chain",
     ) -> None:
         self._tokenizer, self._detokenizer = tokenizer, tokenizers.Detokenizer(tokenizer)
         self._reader, self._stop = chain_of_empathy.Reader(), _Stop(stop)
         self._ids: list[int] = []
+        self.form = form
         self._last = {True: None, False: None}  # element told last, of chain and of answer
 
     @property
@@ -67,9 +72,9 @@ class SampleText:
         return tokenizers.decode(self._tokenizer, self._ids)
 
     def verdict(self) -> chain_of_empathy.Verdict:
-        """What the completion is worth as a chain."""
+        """What the completion is worth in its format."""
         tokens = tokenizers.control_tokens(self._tokenizer)
-        return chain_of_empathy.verdict(self.completion(), tokens)
+        return chain_of_empathy.verdict(self.completion(), tokens, self.form)
 
     def _told(self, pieces: Sequence[chain_of_empathy.Piece]) -> list[Delta]:
         deltas = []

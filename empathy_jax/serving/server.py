@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         policy = chat.Policy(
             config.serve.name or Path(init).name,
             model.tokenizer,
+            model.form,
             worker,
             completions.sampling(config),
             config.data.max_prompt_tokens,

@@ -46,6 +46,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             write(delta)
         sys.stdout.flush()
     print(flush=True)
+    if decision is not None:
+        held_back = ", ".join(reply.held_back) or "nothing"
+        note = f"[generate] guard: {decision.code}, grade {decision.grade}, held back: {held_back}"
+        print(note, file=sys.stderr, flush=True)
     seconds = time.monotonic() - seconds
     figures = {"seconds to the first tokens": first, "tokens": tokens, "tokens/s": tokens / seconds}
     return {
@@ -68,7 +72,7 @@ def stream(
         prompt,
         Sample(stream_number, sampling.max_new_tokens, sampling.temperature, sampling.top_p),
     )
-    text = SampleText(model.tokenizer)
+    text = SampleText(model.tokenizer, form=model.form)
     while not batch.free:
         (made,) = batch.decode(SLICE, enough=1)
         yield len(made.tokens), guarded.checked(reply, text.feed(made.tokens), ends=False)

@@ -113,7 +113,7 @@ def serve(
     worker = Worker(batch, max_queue, metrics)
     defaults = SamplingConfig(limit, temperature=0.8, top_p=0.95)
     policy = chat.Policy(
-        MODEL, tokenizer, worker, defaults, 600, deadline, log_texts, metrics, region
+        MODEL, tokenizer, "chain", worker, defaults, 600, deadline, log_texts, metrics, region
     )
     guard.examine([{"role": "user", "content": "a"}], "cn")  # reads the rules, which takes a while
     rewards = None

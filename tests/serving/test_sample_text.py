@@ -52,6 +52,15 @@ def test_parts_of_any_tokens_are_together_the_whole_text(tokenizer, ids, sizes):
     assert told + detokenizer.close() == tokenizers.decode(tokenizer, ids)
 
 
+def test_a_model_that_writes_answers_alone_is_judged_by_its_own_format(tokenizer):
+    ids = tokenizers.completion_ids(tokenizer, chain_of_empathy.render(CHAIN, "answer"))
+    for form, rule in (("answer", None), ("chain", "missing_think")):
+        text = SampleText(tokenizer, form=form)
+        deltas = text.feed(ids) + text.close()
+        assert "".join(d.text for d in deltas) == CHAIN.answer
+        assert text.verdict().rule == rule
+
+
 def test_text_without_a_chain_is_an_answer(tokenizer):
     ids = tokenizers.completion_ids(tokenizer, "你好。")
     _, deltas = tell(tokenizer, ids, [1])

@@ -43,6 +43,7 @@ def test_replies_are_read_by_category_and_nothing_is_asked_twice(served, tmp_pat
     asked = len(served.batch.prompts)
     assert _run(served.url, tmp_path) == found
     assert len(served.batch.prompts) == asked == 80
+    assert f"{MODEL}: 0 requests to make" in capsys.readouterr().out
     _run(served.url, tmp_path, '--extra-body={"seed": 1}')  # another request: it is asked
     assert len(served.batch.prompts) == 160
 
