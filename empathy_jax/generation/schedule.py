@@ -196,8 +196,13 @@ def bucket_length(length: int) -> int:
 
 
 def column_sizes(longest: int, smallest: int | None = None) -> list[int]:
-    """Sizes that a cache may have: 64 (or `smallest`), 128, 256, ... and one for the longest."""
-    sizes, size = [], smallest or SMALLEST_BUCKET
+    """Sizes that a cache may have: `smallest`, twice that, ... and one for the longest.
+
+    Each is a program to compile, and the first columns are soon behind a batch: where `smallest` is
+    not given it is the power of two below a quarter of the longest, from 64 to 256.
+    """
+    quarter = 1 << (max(longest // 4, 1).bit_length() - 1)
+    sizes, size = [], smallest or min(max(quarter, SMALLEST_BUCKET), 4 * SMALLEST_BUCKET)
     while size < longest:
         sizes.append(size)
         size *= 2

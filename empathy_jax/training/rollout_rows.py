@@ -68,7 +68,7 @@ def pack_rollouts(
     totals = shared + np.asarray(lengths)[groups].sum(axis=1)
     rows, width = len(groups), bucket(int(totals.max()), per_octave=8)
     longest = bucket(int(np.max(lengths)), per_octave=2)
-    prompt_width = min(bucket(int(shared.max()), per_octave=2), width)
+    prompt_width = min(bucket(int(shared.max()), per_octave=1), width)
     packed = _empty(rows, width, prompt_width, groups.shape[1], longest, pad_id)
     packed["completion_ids"][:] = groups
     per_token = np.ndim(advantages) == 2

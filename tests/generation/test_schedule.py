@@ -106,8 +106,10 @@ def test_buckets_and_columns_by_hand():
     lengths = (1, 64, 65, 97, 129, 450, 1025)
     assert [schedule.bucket_length(n) for n in lengths] == [64, 64, 96, 128, 192, 512, 1536]
     assert schedule.column_sizes(12) == [16] and schedule.column_sizes(64) == [64]
-    assert schedule.column_sizes(500) == [64, 128, 256, 512]
-    assert schedule.column_sizes(1536) == [64, 128, 256, 512, 1024, 1536]
+    assert schedule.column_sizes(1) == [16] and schedule.column_sizes(500) == [64, 128, 256, 512]
+    assert schedule.column_sizes(512) == [128, 256, 512]
+    assert schedule.column_sizes(1536) == [256, 512, 1024, 1536]
+    assert schedule.column_sizes(3000) == [256, 512, 1024, 2048, 3008]
     assert schedule.column_sizes(500, smallest=256) == [256, 512]
 
 
