@@ -199,7 +199,7 @@ def column_sizes(longest: int, smallest: int | None = None) -> list[int]:
     """Sizes that a cache may have: `smallest`, twice that, ... and one for the longest.
 
     Each is a program to compile, and the first columns are soon behind a batch: where `smallest` is
-    not given it is the power of two below a quarter of the longest, from 64 to 256.
+    not given it is the largest power of two within a quarter of the longest, from 64 to 256.
     """
     quarter = 1 << (max(longest // 4, 1).bit_length() - 1)
     sizes, size = [], smallest or min(max(quarter, SMALLEST_BUCKET), 4 * SMALLEST_BUCKET)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from empathy_jax import chain_of_empathy
 from empathy_jax.data import tokenizer as tokenizers
+from empathy_jax.serving import chat
 from empathy_jax.serving.sample_text import SampleText
 from tests.serving.served import CHAIN, make_tokenizer
 
@@ -59,6 +60,8 @@ def test_a_model_that_writes_answers_alone_is_judged_by_its_own_format(tokenizer
         deltas = text.feed(ids) + text.close()
         assert "".join(d.text for d in deltas) == CHAIN.answer
         assert text.verdict().rule == rule
+        # It has no layers to tell of, not empty ones.
+        assert chat._ended(text, None, "stop")[1:3] == (None, rule)
 
 
 def test_text_without_a_chain_is_an_answer(tokenizer):
