@@ -21,8 +21,9 @@ from typing import Literal
 from empathy_jax.safety.risk import grade
 
 URGENT = 3  # the grade from which on a text calls for help at once
-PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3", "held_out_4")
-UNREAD = {"held_out_4"}  # a list of failures leads to reading them, and then to a better figure
+PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3", "held_out_4", "held_out_5")
+# A list of their failures would lead to reading them, and then to a better figure.
+UNREAD = {"held_out_4", "held_out_5"}
 _Z = 1.959964  # 95 % of a normal distribution lie within
 
 
