@@ -228,7 +228,7 @@ def _fields(size: str) -> ConfigDict:
                 "overlong_buffer": 0,  # last tokens over which a charge grows to 1; 0: off
                 "overlong_filter": False,  # leave completions that were cut off out of the loss
                 # The loss.
-                "advantage": "grpo",  # grpo | dr_grpo | rloo | batch_scaled | reinforce | gdpo
+                "advantage": "dr_grpo",  # grpo | dr_grpo | rloo | batch_scaled | reinforce | gdpo
                 "baseline_decay": 0.9,  # of reinforce, in [0, 1)
                 "ratio": "token",  # token | sequence | none
                 "surrogate": "clip",  # clip | cispo

@@ -6,8 +6,9 @@
 starts from WORKDIR/sft and WORKDIR/reward_model; `--config.model.init` and
 `--config.reward_model.init` name others. After the size may stand a preset, one of PRESETS: the choices
 of a paper, all of them fields of `config.rl` that can be changed one by one. Without one it is ours, GRPO
-with the rewards of configs/common.py. Learning rate, group size and KL weight follow comparable
-systems (PERM, MINT, PrefBERT): 1e-6, 8, 1e-3 to 1e-2. docs/policy_gradient.md has every choice.
+without the division by a group's deviation (which makes much of small differences where all chains of a
+group are valid), with the rewards of configs/common.py. Learning rate, group size and KL weight follow
+comparable systems (PERM, MINT, PrefBERT): 1e-6, 8, 1e-3 to 1e-2. docs/policy_gradient.md has every choice.
 """
 
 from ml_collections import ConfigDict
@@ -68,6 +69,7 @@ PRESETS = {
     },
     # https://arxiv.org/abs/2509.14851: format and answer, both binary, by GRPO
     "empathy_r1": {
+        "advantage": "grpo",
         "answer_reward": "binary",
         "echo_weight": 0.0,
         "template_weight": 0.0,

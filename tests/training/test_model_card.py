@@ -128,7 +128,7 @@ def test_recipe_data_and_figures_of_each_stage(run):
         "2 of 40 steps of 8 questions; ended early: KL above 1",
         "learning rate 1e-05 (cosine, 10 steps of warm-up)",
         "trained: all weights; kept in float32",
-        "advantage `grpo`, ratio `token`",
+        "advantage `dr_grpo`, ratio `token`",
         "weights format 1, answer 1, echo 0.5, template 0.5, quality 0",
         "175 training and 21 validation chains of the sample corpus of empathy_jax.",
         "174 training and 22 validation questions of the sample corpus",

@@ -360,7 +360,7 @@ def test_learning_goes_through_the_minibatches_in_turn():
         ({"rl.clip_low": 1.5}, r"config\.rl\.clip_low is 1\.5; it must be from 0\.0 to 1\.0"),
         ({"rl.baseline_decay": 1.0}, r"config\.rl\.baseline_decay is 1\.0"),
         ({"rl.kl_estimator": "k1"}, r"config\.rl\.kl_estimator is 'k1' in the loss.*k2, k3"),
-        ({"rl.group_size": 1}, r"config\.rl\.group_size is 1; config\.rl\.advantage 'grpo'"),
+        ({"rl.group_size": 1}, r"config\.rl\.group_size is 1; config\.rl\.advantage 'dr_grpo'"),
         ({"rl.minibatches": 3}, r"= 32 completions cannot be cut into config\.rl\.minibatches 3"),
         ({"rl.rows_per_pass": 5}, r"config\.rl\.rows_per_pass 5"),
         ({"sampling.temperature": 0.0}, r"config\.sampling\.temperature is 0.0"),
