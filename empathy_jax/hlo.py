@@ -180,6 +180,7 @@ class Instruction:
 Computation = dict[str, Instruction]
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_END = re.compile(r"^\}( //.*)?$")  # a kernel's attributes may hold lines that begin with a brace
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
@@ -196,7 +197,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             if header := _HEADER.match(line):
                 current = computations[header[2]] = {}
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif found := _INSTRUCTION.match(line):
             instruction = _instruction(*found.groups())

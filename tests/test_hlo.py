@@ -154,6 +154,18 @@ def test_of_branches_the_dearest_and_kernels_are_told():
     assert found.kernels == 1 and found.bytes == 2 * 4 * 8 * 4
 
 
+def test_a_kernels_attributes_may_take_several_lines():
+    kernel = """%k = f32[4,8]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call", attributes={{a={{
+      "x":"{{y: 1}}"
+    }}}}
+      %y = f32"""
+    text = LOOP.replace("%y = f32", kernel, 1).format(
+        bound="constant(6)", known="", begin=0, step=1
+    )
+    found = _cost(text)
+    assert found.flops == 6 * ONE and found.kernels == 6
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.cost("nothing")
