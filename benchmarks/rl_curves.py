@@ -67,8 +67,7 @@ def measured(terms: dict[str, np.ndarray], calibration: dict) -> dict[str, np.nd
         config = configs.get_config(preset)
         parts = reward_terms.scaled(terms["similarity"], terms, calibration, config)
         parts = {part: rewards.gated(valid, values) for part, values in parts.items()}
-        own = {"format": valid, "layers": terms["layers"], **parts}
-        found[name] = reward_terms.combine(own, config)
+        found[name] = reward_terms.combine({"format": valid, **parts}, config)
     kept = ("format", "similarity", "echo_overlap", "template_overlap")
     return found | {name: terms[name] for name in kept}
 

@@ -221,7 +221,6 @@ def _fields(size: str) -> ConfigDict:
                 "answer_reward": "continuous",  # continuous | binary (the paper's)
                 "threshold": "balanced",  # of binary: balanced (accuracy) | pass_rate, as calibrated
                 "format_weight": 1.0,
-                "layers_weight": 0.5,  # for the share of layers that are whole, of a broken chain too
                 "answer_weight": 1.0,
                 "echo_weight": 0.5,  # charged for copying the question
                 "template_weight": 0.5,  # charged for words that answer other questions too

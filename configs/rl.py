@@ -71,7 +71,6 @@ PRESETS = {
     "empathy_r1": {
         "advantage": "grpo",
         "answer_reward": "binary",
-        "layers_weight": 0.0,
         "echo_weight": 0.0,
         "template_weight": 0.0,
     },

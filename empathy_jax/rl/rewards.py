@@ -8,8 +8,6 @@ The paper's reward (Empathy-R1, https://arxiv.org/abs/2509.14851) is `format_rew
     `echo_overlap` measures that and `echo_penalty` charges for it.
   - A kind letter that fits every question is a local optimum of any learnt reward. `template_overlap`
     sees it, because the same words answer different questions, and `template_penalty` charges for it.
-  - Where no chain of a group is valid the format's reward teaches nothing. `layers_reward` pays for each
-    layer that is whole.
   - A policy can collect the format's reward with nothing behind it, or the answer's reward with no
     chain. A valid verdict requires every layer and the answer to hold text, and `gated` pays for
     an answer only behind a valid chain.
@@ -33,15 +31,6 @@ ECHO_NGRAM = 4  # characters
 def format_reward(verdict: Verdict) -> float:
     """1 for a text that is a whole Chain of Empathy, else 0."""
     return float(verdict.valid)
-
-
-def layers_reward(layers: Mapping[str, bool]) -> float:
-    """Share of the layers that are whole (`Verdict.layers`), 0 of a format without layers.
-
-    Of a valid chain it is 1. Where few chains are valid it tells a group's broken ones apart, which
-    `format_reward` does not.
-    """
-    return sum(layers.values()) / len(layers) if layers else 0.0
 
 
 def binary_answer(similarity: npt.ArrayLike, threshold: float) -> np.ndarray:

@@ -140,7 +140,7 @@ def _rl_loss(config: Mapping[str, Any]) -> Iterator[str]:
     )
     kl = f"`{section['kl_estimator']}` in the {section['kl_placement']}, weight {section['kl_weight']:g}"
     yield f"KL from the start: {kl if section['kl_weight'] else 'not charged'}"
-    terms = ("format", "layers", "answer", "echo", "template", "quality")
+    terms = ("format", "answer", "echo", "template", "quality")
     weights = ", ".join(f"{term} {section[f'{term}_weight']:g}" for term in terms)
     yield f"reward: answers `{section['answer_reward']}`; weights {weights}"
 

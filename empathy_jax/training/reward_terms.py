@@ -32,8 +32,8 @@ Terms = dict[str, np.ndarray]
 def score(rows: list[dict], scorer: Scorer, config: ConfigDict) -> Terms:
     """Every reward term of judged completions, float32 [N] each, and what they were made of.
 
-    An invalid completion has no answer: its terms are 0, but for `layers`. `similarity`, `echo_overlap`
-    and `template_overlap` are as they came and have no weight.
+    An invalid completion has no answer: its terms are 0. `similarity`, `echo_overlap` and
+    `template_overlap` are as they came and have no weight.
     """
     formats = np.asarray([row["valid"] for row in rows], np.float32)
     answers = [row["answer"] or "" for row in rows]
@@ -46,9 +46,7 @@ def score(rows: list[dict], scorer: Scorer, config: ConfigDict) -> Terms:
         lengths = jnp.asarray([row["tokens"] for row in rows])
         limit, buffer = config.data.max_completion_tokens, config.rl.overlong_buffer
         terms["overlong"] = np.asarray(overlong.soft_penalty(lengths, limit, buffer))
-    layers = np.asarray([rewards.layers_reward(row["layers"]) for row in rows], np.float32)
-    measured = {**overlaps, "similarity": similarity}
-    return {"format": formats, "layers": layers, **terms, **measured}
+    return {"format": formats, **terms, **overlaps, "similarity": similarity}
 
 
 def answer_terms(
@@ -143,7 +141,6 @@ def reward_weights(config: ConfigDict) -> dict[str, float]:
     rl = config.rl
     weights = {
         "format": rl.format_weight,
-        "layers": rl.layers_weight,
         "answer": rl.answer_weight,
         "echo": -rl.echo_weight,
         "template": -rl.template_weight,

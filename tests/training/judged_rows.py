@@ -23,9 +23,9 @@ class TableScorer:
 
 
 def make_config(**changes):
-    """The config with groups of two, nothing paid for layers, and `changes` of `config.rl`."""
+    """The config with groups of two and `changes` of `config.rl`."""
     config = configs.get_config("tiny")
-    config.rl.update({"group_size": 2, "layers_weight": 0.0} | changes)
+    config.rl.update({"group_size": 2} | changes)
     return config
 
 

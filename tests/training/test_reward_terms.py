@@ -31,21 +31,6 @@ def test_terms_by_hand():
         reward_terms.threshold(TableScorer.calibration, make_config(threshold="best"))
 
 
-def test_layers_are_paid_for_in_a_broken_chain_too():
-    whole = dict.fromkeys(chain_of_empathy.LAYERS, True)
-    rows = [
-        make_row("好"),
-        make_row(None, layers=whole | {"L2": False}),
-        make_row(None),
-        make_row(None, layers=whole),
-        make_row(None, layers={}),
-    ]
-    config = make_config(layers_weight=0.5, answer_weight=0.0, echo_weight=0.0)
-    terms = reward_terms.score(rows, TableScorer(), config)
-    np.testing.assert_array_equal(terms["layers"], [1, 0.75, 0, 1, 0])
-    np.testing.assert_array_equal(reward_terms.combine(terms, config), [1.5, 0.375, 0, 0.5, 0])
-
-
 def test_the_papers_reward_is_one_setting():
     rows = [make_row("好"), make_row("差"), make_row(None), make_row("我很累，怎么办呢")]
     config = make_config(answer_reward="binary", echo_weight=0.0, template_weight=0.0)
