@@ -146,6 +146,8 @@ def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("million tokens sampled")
         axis.grid(alpha=0.3)
+        if name == "echo_overlap":  # next to none looks like next to none
+            axis.set_ylim(0, max(0.1, axis.get_ylim()[1]))
     axes[0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "curves"}):
