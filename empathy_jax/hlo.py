@@ -323,6 +323,9 @@ def _bytes_moved(instruction: Instruction, computation: Computation) -> float:
         return 0
     if opcode in SLICING:
         return 2 * _bytes(instruction.shape)
+    if opcode == "slice-start":  # its result holds the source, then the slice
+        sliced = instruction.shape[_closing(instruction.shape, 1) :]
+        return _bytes(sliced, on_chip=True) + _bytes(sliced)
     shapes = [computation[name].shape for name in instruction.operands if name in computation]
     if opcode == "dynamic-update-slice":
         return 2 * _bytes(shapes[1])

@@ -166,6 +166,17 @@ def test_a_kernels_attributes_may_take_several_lines():
     assert found.flops == 6 * ONE and found.kernels == 6
 
 
+def test_a_slice_that_is_fetched_moves_what_it_takes():
+    found = _cost("""
+        ENTRY %main (a: bf16[64,8]) -> bf16[16,8] {
+          %a = bf16[64,8]{1,0:T(8,128)(2,1)} parameter(0)
+          %f = ((bf16[64,8]{1,0:T(8,128)(2,1)}), bf16[16,8]{1,0:S(1)}, pred[]) slice-start(%a)
+          ROOT %d = bf16[16,8]{1,0:S(1)} slice-done(%f)
+        }
+    """)
+    assert found.bytes == 2 * 16 * 8 + 2  # read to the chip; and a flag, there and back
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.cost("nothing")
