@@ -85,9 +85,7 @@ def test_lines_hold_every_term():
     assert lines[0]["reward"] == 1.75 and lines[2]["reward"] == 0
     assert lines[2]["rule"] == "missing_think" and lines[2]["advantage"] == 0
     assert json.loads(files.dumps(lines[0])) == lines[0]
-    assert [line["advantage"] for line in lines] == pytest.approx(
-        [*[0.70691, -0.70691], 0, 0], abs=1e-4
-    )
+    assert [line["advantage"] for line in lines] == pytest.approx([0.25, -0.25, 0, 0])
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
