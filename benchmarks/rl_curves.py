@@ -27,6 +27,7 @@ from empathy_jax.training import reward_terms
 PANELS = {
     "reward": "reward (of the default)",
     "format": "share of valid chains",
+    "answer_characters": "characters of the answer (0 without one)",
     "echo_overlap": "share of the answer that echoes",
 }
 WINDOW = 3  # steps over which a curve is smoothed
@@ -55,7 +56,8 @@ def main() -> None:
 
 
 def measured(terms: dict[str, np.ndarray], calibration: dict) -> dict[str, np.ndarray]:
-    """What completions are worth by the default reward, and by the paper's.
+    """What completions are worth by the default reward, by it without the charge for short answers, and
+    by the paper's.
 
     Args:
       terms: of `reward_terms.score`, [N] each.
@@ -63,12 +65,16 @@ def measured(terms: dict[str, np.ndarray], calibration: dict) -> dict[str, np.nd
     """
     valid = terms["format"]
     found = {}
-    for name, preset in (("reward", "tiny"), ("binary", "tiny,empathy_r1")):
+    for name, preset in (
+        ("reward", "tiny"), ("reward_but_for_brevity", "tiny"), ("binary", "tiny,empathy_r1"),
+    ):  # fmt: skip
         config = configs.get_config(preset)
+        if name == "reward_but_for_brevity":
+            config.rl.min_answer_characters = 0
         parts = reward_terms.scaled(terms["similarity"], terms, calibration, config)
         parts = {part: rewards.gated(valid, values) for part, values in parts.items()}
         found[name] = reward_terms.combine({"format": valid, **parts}, config)
-    kept = ("format", "similarity", "echo_overlap", "template_overlap")
+    kept = ("format", "similarity", "echo_overlap", "template_overlap", "answer_characters")
     return found | {name: terms[name] for name in kept}
 
 
@@ -134,7 +140,7 @@ def curve(run: Path, calibration: dict) -> dict[str, np.ndarray]:
 
 def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
     """A thin line for each run, a thick one for the mean of a setting, one panel a measure."""
-    figure = Figure(figsize=(10, 3), layout="constrained")
+    figure = Figure(figsize=(13, 3), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
         for number, (setting, runs) in enumerate(curves.items()):

@@ -224,6 +224,7 @@ def _fields(size: str) -> ConfigDict:
                 "answer_weight": 1.0,
                 "echo_weight": 0.5,  # charged for copying the question
                 "template_weight": 0.5,  # charged for words that answer other questions too
+                "min_answer_characters": 100,  # below, a charge grows to 1; 0: off
                 "quality_weight": 0.0,  # of the reward model's head; 0: off
                 "overlong_buffer": 0,  # last tokens over which a charge grows to 1; 0: off
                 "overlong_filter": False,  # leave completions that were cut off out of the loss
@@ -235,7 +236,7 @@ def _fields(size: str) -> ConfigDict:
                 "clip_low": 0.2,
                 "clip_high": 0.2,
                 "clip_ceiling": 0.0,  # of the ratio where the advantage is negative; 0: off
-                "aggregation": "sequence_mean",  # sequence_mean | token_mean | constant_length
+                "aggregation": "constant_length",  # sequence_mean | token_mean | constant_length
                 "kl_weight": 0.01,  # 0: no reference is computed
                 "kl_estimator": "k3",  # k1 (reward only) | k2 | k3
                 "kl_placement": "loss",  # loss | reward

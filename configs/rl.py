@@ -5,10 +5,11 @@
 
 starts from WORKDIR/sft and WORKDIR/reward_model; `--config.model.init` and
 `--config.reward_model.init` name others. After the size may stand a preset, one of PRESETS: the choices
-of a paper, all of them fields of `config.rl` that can be changed one by one. Without one it is ours, GRPO
-without the division by a group's deviation (which makes much of small differences where all chains of a
-group are valid), with the rewards of configs/common.py. Learning rate, group size and KL weight follow
-comparable systems (PERM, MINT, PrefBERT): 1e-6, 8, 1e-3 to 1e-2. docs/policy_gradient.md has every choice.
+of a paper, all of them fields of `config.rl` that can be changed one by one. Without one it is ours: the
+advantage and the aggregation of Dr. GRPO (dividing by a group's deviation makes much of small differences
+where all chains of a group are valid, dividing by a completion's length favours short ones) and the rewards
+of configs/common.py. Learning rate, group size and KL weight follow comparable systems (PERM, MINT,
+PrefBERT): 1e-6, 8, 1e-3 to 1e-2. docs/policy_gradient.md has every choice.
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +44,7 @@ PRESETS = {
     "gspo": {
         "advantage": "grpo",
         "ratio": "sequence",
+        "aggregation": "sequence_mean",
         "clip_low": 3e-4,
         "clip_high": 4e-4,
         "kl_weight": 0.0,
@@ -70,9 +72,11 @@ PRESETS = {
     # https://arxiv.org/abs/2509.14851: format and answer, both binary, by GRPO
     "empathy_r1": {
         "advantage": "grpo",
+        "aggregation": "sequence_mean",
         "answer_reward": "binary",
         "echo_weight": 0.0,
         "template_weight": 0.0,
+        "min_answer_characters": 0,
     },
 }
 

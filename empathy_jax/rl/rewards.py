@@ -11,6 +11,8 @@ The paper's reward (Empathy-R1, https://arxiv.org/abs/2509.14851) is `format_rew
   - A policy can collect the format's reward with nothing behind it, or the answer's reward with no
     chain. A valid verdict requires every layer and the answer to hold text, and `gated` pays for
     an answer only behind a valid chain.
+  - The shorter an answer, the less there is to break the format with: a policy that is paid for the
+    format alone shrinks its answers to a few words. `brevity_penalty` charges for those.
 Arrays may have any shape, commonly [Q, G]: Q questions with G completions each.
 """
 
@@ -130,6 +132,16 @@ def template_penalty(overlap: npt.ArrayLike, free: float = 0.2) -> np.ndarray:
     batches of 128 (n = 24). Give it a negative weight in `total`.
     """
     return _above(overlap, free)
+
+
+def brevity_penalty(characters: npt.ArrayLike, least: int) -> np.ndarray:
+    """1 for an empty answer, falling linearly to 0 at `least` characters; give it a negative weight.
+
+    Args:
+      characters: of `comparable` answers, any shape.
+      least: from which on an answer is long enough, 1 or more.
+    """
+    return np.clip(1.0 - np.asarray(characters) / least, 0.0, 1.0).astype(np.float32)
 
 
 def total(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:

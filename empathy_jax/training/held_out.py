@@ -48,6 +48,7 @@ def measure(
     files.append_jsonl(folder / FILE, [line])
     figures = {
         "held_out_echo": float(terms["echo"].mean()),
+        "held_out_characters": float(terms["answer_characters"].mean()),
         "held_out_tokens": float(np.mean([row["tokens"] for row in rows])),
     }
     measured = {"reward": reward, "validity": terms["format"], "similarity": terms["similarity"]}

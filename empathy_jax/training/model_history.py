@@ -143,6 +143,8 @@ def _rl_loss(config: Mapping[str, Any]) -> Iterator[str]:
     terms = ("format", "answer", "echo", "template", "quality")
     weights = ", ".join(f"{term} {section[f'{term}_weight']:g}" for term in terms)
     yield f"reward: answers `{section['answer_reward']}`; weights {weights}"
+    if section["min_answer_characters"]:
+        yield f"answers below {section['min_answer_characters']} characters are charged for"
 
 
 def _judge(stage: Stage) -> str:

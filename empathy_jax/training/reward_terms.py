@@ -32,21 +32,21 @@ Terms = dict[str, np.ndarray]
 def score(rows: list[dict], scorer: Scorer, config: ConfigDict) -> Terms:
     """Every reward term of judged completions, float32 [N] each, and what they were made of.
 
-    An invalid completion has no answer: its terms are 0. `similarity`, `echo_overlap` and
-    `template_overlap` are as they came and have no weight.
+    An invalid completion has no answer: its terms are 0. `similarity` and what `measure_answers`
+    gives are as they came and have no weight.
     """
     formats = np.asarray([row["valid"] for row in rows], np.float32)
     answers = [row["answer"] or "" for row in rows]
     questions = [row["question"] for row in rows]
     similarity = scorer.similarity(questions, answers)
-    overlaps = answer_overlaps(questions, answers, config)
-    terms = _answer_terms(questions, answers, similarity, overlaps, scorer, config)
+    measures = measure_answers(questions, answers, config)
+    terms = _answer_terms(questions, answers, similarity, measures, scorer, config)
     terms = {name: rewards.gated(formats, values) for name, values in terms.items()}
     if config.rl.overlong_buffer:
         lengths = jnp.asarray([row["tokens"] for row in rows])
         limit, buffer = config.data.max_completion_tokens, config.rl.overlong_buffer
         terms["overlong"] = np.asarray(overlong.soft_penalty(lengths, limit, buffer))
-    return {"format": formats, **terms, **overlaps, "similarity": similarity}
+    return {"format": formats, **terms, **measures, "similarity": similarity}
 
 
 def answer_terms(
@@ -67,17 +67,21 @@ def answer_terms(
     Raises:
       ValueError: for a weight on quality under a reward model that has no head.
     """
-    overlaps = answer_overlaps(questions, answers, config)
-    return _answer_terms(questions, answers, similarity, overlaps, scorer, config)
+    measures = measure_answers(questions, answers, config)
+    return _answer_terms(questions, answers, similarity, measures, scorer, config)
 
 
-def answer_overlaps(questions: list[str], answers: list[str], config: ConfigDict) -> Terms:
-    """Share of each answer that repeats its question, and that answers another one, [N] each."""
+def measure_answers(questions: list[str], answers: list[str], config: ConfigDict) -> Terms:
+    """Share of each answer that repeats its question, share that answers another one, and its length.
+
+    float32 [N] each; characters are counted without white space.
+    """
     echo = [rewards.echo_overlap(q, a) for q, a in zip(questions, answers, strict=True)]
     n = rewards.TEMPLATE_NGRAM[config.data.language]
     return {
         "echo_overlap": np.asarray(echo, np.float32),
         "template_overlap": rewards.template_overlap(questions, answers, n),
+        "answer_characters": np.asarray([len(rewards.comparable(a)) for a in answers], np.float32),
     }
 
 
@@ -85,12 +89,12 @@ def _answer_terms(
     questions: list[str],
     answers: list[str],
     similarity: np.ndarray,
-    overlaps: Terms,
+    measures: Terms,
     scorer: Scorer,
     config: ConfigDict,
 ) -> Terms:
     rl, calibration = config.rl, scorer.calibration
-    terms = scaled(similarity, overlaps, calibration, config)
+    terms = scaled(similarity, measures, calibration, config)
     if rl.quality_weight:
         if not scorer.has_head:
             raise ValueError(
@@ -104,15 +108,15 @@ def _answer_terms(
 
 def scaled(
     similarity: np.ndarray,
-    overlaps: Mapping[str, np.ndarray],
+    measures: Mapping[str, np.ndarray],
     calibration: dict,
     config: ConfigDict,
 ) -> Terms:
-    """The terms that follow from what was measured of answers: `answer`, `echo`, `template`, [N] each.
+    """The terms that follow from what was measured of answers: `answer` and charges, [N] each.
 
     Args:
       similarity: [N].
-      overlaps: of `answer_overlaps`.
+      measures: of `measure_answers`.
       calibration: of the reward model that gave the similarity.
       config: of the run.
     """
@@ -120,11 +124,14 @@ def scaled(
         answer = rewards.binary_answer(similarity, threshold(calibration, config))
     else:
         answer = rewards.quantile_scaled(similarity, calibration["quantiles"])
-    return {
+    terms = {
         "answer": answer,
-        "echo": rewards.echo_penalty(overlaps["echo_overlap"]),
-        "template": rewards.template_penalty(overlaps["template_overlap"]),
+        "echo": rewards.echo_penalty(measures["echo_overlap"]),
+        "template": rewards.template_penalty(measures["template_overlap"]),
     }
+    if least := config.rl.min_answer_characters:
+        terms["brevity"] = rewards.brevity_penalty(measures["answer_characters"], least)
+    return terms
 
 
 def threshold(calibration: dict, config: ConfigDict) -> float:
@@ -137,7 +144,7 @@ def threshold(calibration: dict, config: ConfigDict) -> float:
 
 
 def reward_weights(config: ConfigDict) -> dict[str, float]:
-    """Weights of the terms that a completion has by itself; three of them are charges."""
+    """Weights of the terms that a completion has by itself; some of them are charges."""
     rl = config.rl
     weights = {
         "format": rl.format_weight,
@@ -146,6 +153,7 @@ def reward_weights(config: ConfigDict) -> dict[str, float]:
         "template": -rl.template_weight,
     }
     weights |= {"quality": rl.quality_weight} if rl.quality_weight else {}
+    weights |= {"brevity": -1.0} if rl.min_answer_characters else {}
     return weights | ({"overlong": -1.0} if rl.overlong_buffer else {})
 
 

@@ -33,6 +33,7 @@ RANGES = {
     "stop_window": (1, math.inf),
     "max_refills": (0, math.inf),
     "overlong_buffer": (0, math.inf),
+    "min_answer_characters": (0, math.inf),
     "entropy_target": (0.0, math.inf),
     "reference_every": (0, math.inf),
     "baseline_decay": (0.0, 0.999999),

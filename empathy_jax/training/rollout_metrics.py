@@ -24,7 +24,7 @@ def measure(rollout: Rollout, reward: np.ndarray, config: ConfigDict) -> dict[st
         spread, no_signal = spread_in_groups(values, config.rl.group_size)
         measured |= {f"spread_{name}": spread, f"no_signal_{name}": no_signal}
     measured |= lengths(rollout.rows) | validity(rollout.rows)
-    for name in ("similarity", "echo_overlap", "template_overlap"):
+    for name in ("similarity", "echo_overlap", "template_overlap", "answer_characters"):
         measured[name] = float(rollout.terms[name].mean())
     return measured | {"refills": float(rollout.refills)}
 

@@ -123,6 +123,12 @@ def test_template_penalty_by_hand():
     assert rewards.template_penalty(0.11) == 0
 
 
+def test_brevity_penalty_by_hand():
+    actual = rewards.brevity_penalty([0, 25, 100, 400], least=100)
+    np.testing.assert_allclose(actual, [1, 0.75, 0, 0])
+    assert actual.dtype == np.float32
+
+
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_a_letter_that_fits_every_question_is_charged_for_and_people_are_not(language):
     n = rewards.TEMPLATE_NGRAM[language]

@@ -23,9 +23,9 @@ class TableScorer:
 
 
 def make_config(**changes):
-    """The config with groups of two and `changes` of `config.rl`."""
+    """The config with groups of two, no charge for short answers, and `changes` of `config.rl`."""
     config = configs.get_config("tiny")
-    config.rl.update({"group_size": 2} | changes)
+    config.rl.update({"group_size": 2, "min_answer_characters": 0} | changes)
     return config
 
 

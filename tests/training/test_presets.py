@@ -115,7 +115,7 @@ def learn(preset, reward_of):
             reward = reward_of(key, done).astype(np.float32)
             terms = {"format": reward} | {
                 name: np.zeros(len(reward), np.float32)
-                for name in ("answer", "echo", "template", "overlong")
+                for name in ("answer", "echo", "template", "brevity", "overlong")
             }
             made = rollout.Rollout(np.arange(len(PROMPTS)), PROMPTS, done, [], terms)
             batch = rollout.pack(made, settings.completions_per_row, 0)

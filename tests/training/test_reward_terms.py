@@ -53,6 +53,16 @@ def test_a_template_is_charged_for_behind_a_valid_chain_only():
     np.testing.assert_array_equal(reward_terms.combine(terms, config), [0.75, 0.75, 1, 0])
 
 
+def test_a_short_answer_is_charged_for_behind_a_valid_chain_only():
+    rows = [make_row("好"), make_row("好" * 3), make_row("好 \n" * 3 + "好"), make_row(None)]
+    config = make_config(min_answer_characters=4, answer_weight=0.0, template_weight=0.0)
+    terms = reward_terms.score(rows, TableScorer(), config)
+    np.testing.assert_array_equal(terms["answer_characters"], [1, 3, 4, 0])
+    np.testing.assert_allclose(terms["brevity"], [0.75, 0.25, 0, 0])
+    np.testing.assert_allclose(reward_terms.combine(terms, config), [0.25, 0.75, 1, 0])
+    assert "brevity" not in reward_terms.score(rows, TableScorer(), make_config())
+
+
 def test_quality_is_paid_behind_a_valid_chain_and_needs_a_head():
     class Graded(TableScorer):
         has_head = True

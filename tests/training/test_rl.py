@@ -29,13 +29,15 @@ def test_rollouts_hold_every_term(grpo):
     assert [row["step"] for row in rows] == [step for step in range(1, 6) for _ in range(32)]
     for row in rows:
         terms = row["terms"]
-        overlaps = {"echo_overlap", "template_overlap"}
-        assert terms.keys() == {"format", "answer", "echo", "template", "similarity", *overlaps}
+        measures = {"similarity", "echo_overlap", "template_overlap", "answer_characters"}
+        paid = {"format", "answer", "echo", "template", "brevity"}
+        assert terms.keys() == paid | measures
         expected = terms["format"] + terms["answer"] - 0.5 * (terms["echo"] + terms["template"])
+        expected -= terms["brevity"]
         assert row["reward"] == pytest.approx(expected, abs=1e-5)
         assert row.keys() >= {"id", "question", "completion", "rule", "advantage", "tokens"}
         assert (row["rule"] is None) == (terms["format"] == 1)
-        assert terms["format"] == 1 or terms["answer"] == terms["echo"] == terms["template"] == 0
+        assert terms["format"] == 1 or not any(terms[name] for name in paid)
     assert any(row["terms"]["format"] for row in rows)
     # Advantages are taken within a group of four, so they sum to nothing in each.
     groups = np.reshape([row["advantage"] for row in rows], (-1, 4))

@@ -80,7 +80,7 @@ def test_lines_hold_every_term():
     assert [line["step"] for line in lines] == [7] * 4
     assert lines[0]["terms"] == {
         "format": 1, "answer": 0.75, "echo": 0, "template": 0, "similarity": 0.75,
-        "echo_overlap": 0, "template_overlap": 0,
+        "echo_overlap": 0, "template_overlap": 0, "answer_characters": 1,
     }  # fmt: skip
     assert lines[0]["reward"] == 1.75 and lines[2]["reward"] == 0
     assert lines[2]["rule"] == "missing_think" and lines[2]["advantage"] == 0

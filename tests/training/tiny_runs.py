@@ -93,6 +93,7 @@ VALUES = {
     "sft.row_tokens": 256,
     "sft.samples": 2,
     "rl.group_size": 4,
+    "rl.min_answer_characters": 6,  # one more than the answers of the records have
     "rl.rows_per_pass": 16,
     "rl.eval_questions": 2,
     "rl.eval_samples": 2,
