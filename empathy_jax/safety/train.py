@@ -31,7 +31,7 @@ from empathy_jax.safety.measure import URGENT, Share
 PARTS = ("dev", "held_out_1", "held_out_2", "held_out_3")  # read long ago; later parts are not
 FOLDS = 6
 FALSE_ALARMS = {"noticed": 0.10, "urgent": 0.05}  # of texts of grade 0, by rules and model together
-PENALTY = 0.1
+PENALTY = 0.03
 FEWEST_TEXTS = 2  # in which a feature must occur
 DECIMALS = 3
 _SMALLEST = 0.02  # weights below it are left out
