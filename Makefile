@@ -1,5 +1,6 @@
 # make quickstart    trains, judges and exports a tiny model on the embedded corpus
 # make test          style checks and tests
+# make test-slow     the tests that start many processes: runs killed and resumed, wrong command lines
 # Variables: PYTHON=python3.12 (which Python .venv is made of), ARGS="..." (passed on at the end).
 
 PYTHON ?= python3
@@ -7,16 +8,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test test-slow clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m empathy_jax.main --config=configs/quickstart.py --workdir=runs/quickstart $(ARGS)
 
 # A test file stays on one worker, so that what it compiles and builds is built once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info

@@ -140,7 +140,7 @@ def curve(run: Path, calibration: dict) -> dict[str, np.ndarray]:
 
 def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
     """A thin line for each run, a thick one for the mean of a setting, one panel a measure."""
-    figure = Figure(figsize=(13, 3), layout="constrained")
+    figure = Figure(figsize=(13, 3.3), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
         for number, (setting, runs) in enumerate(curves.items()):
@@ -154,7 +154,8 @@ def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
         axis.grid(alpha=0.3)
         if name == "echo_overlap":  # next to none looks like next to none
             axis.set_ylim(0, max(0.1, axis.get_ylim()[1]))
-    axes[0].legend(frameon=False)
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(curves), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "curves"}):
         figure.savefig(path, metadata={"Date": None})

@@ -21,6 +21,8 @@ from tests import together
 from tests.conftest import ROOT
 from tests.training import tiny_runs
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass(frozen=True)
 class Ended:

@@ -6,6 +6,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 from tests.conftest import ROOT
 from tests.training import tiny_runs
@@ -13,6 +14,7 @@ from tests.training import tiny_runs
 STEPS = 12
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_of_real_runs_ends_with_the_table(tmp_path):
     workdir = tmp_path / "sweep"
     values = {

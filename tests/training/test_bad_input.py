@@ -13,6 +13,8 @@ from empathy_jax.data import tokenizer as tokenizers
 from tests.conftest import ROOT
 from tests.training import run_folders, tiny_runs
 
+pytestmark = pytest.mark.slow
+
 # What a refused run may leave: how it was asked for, and which records could not be read.
 LEFT = {
     "config.json",

@@ -11,6 +11,8 @@ from empathy_jax import checkpoint, files
 from tests.conftest import ROOT
 from tests.training import tiny_runs
 
+pytestmark = pytest.mark.slow
+
 SFT = {
     "steps": 30,
     "checkpoint.every": 5,

@@ -68,6 +68,7 @@ def test_500_random_pairs_equal_the_package_bert_score(folder, capfd):
     _check(folder, random_pairs(500, 60, seed=5), layer=2, layers=3)
 
 
+@pytest.mark.slow
 def test_100_real_pairs_equal_the_package_bert_score(shared_dir, capfd):
     _check(shared_dir / "models" / "bge_small_zh", real_pairs(shared_dir), layer=0, layers=4)
 
