@@ -93,7 +93,9 @@ def test_rows_hold_chain_answer_scores_and_times(run_copy, scripted):
             assert row["reward"] == 0
         else:
             assert (row["L1"], row["L4"], row["answer"]) == ("情绪", "策略", f"答{stream}")
-            assert row["reward"] == 1.5 and row["terms"]["similarity"] == 0.5
+            assert row["terms"]["similarity"] == 0.5
+            charge = 1 - len(row["answer"]) / 100
+            assert row["reward"] == pytest.approx(1.5 - charge, abs=1e-6)
     figures = {figure["name"]: figure["after"] for figure in summary["figures"]}
     assert figures["valid chains"] == sum(s % 2 == 0 for s in streams) / 10
     made = len(scripted)

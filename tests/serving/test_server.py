@@ -202,7 +202,10 @@ def test_embeddings_and_scores(batch, tokenizer):
             json.dumps({"question": "那天我哭了", "answers": ["ab", "那天我哭了"]}),
         )
         first, echo = json.loads(raw)["data"]
-        assert status == 200 and first["similarity"] == first["reward"] == 0.5
+        assert status == 200 and first["similarity"] == 0.5
+        # Two of a hundred characters.
+        assert first["terms"]["brevity"] == pytest.approx(0.98)
+        assert first["reward"] == pytest.approx(0.5 - 0.98)
         assert echo["terms"]["echo"] > 0 and echo["reward"] < 1.0
 
 
