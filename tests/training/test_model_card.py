@@ -130,6 +130,7 @@ def test_recipe_data_and_figures_of_each_stage(run):
         "trained: all weights; kept in float32",
         "advantage `dr_grpo`, ratio `token`",
         "weights format 1, answer 1, echo 0.5, template 0.5, quality 0",
+        "answers below 100 characters are charged for",
         "175 training and 21 validation chains of the sample corpus of empathy_jax.",
         "174 training and 22 validation questions of the sample corpus",
         "its people are fictional. Apache-2.0.",
