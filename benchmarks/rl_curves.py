@@ -63,14 +63,15 @@ def measured(terms: dict[str, np.ndarray], calibration: dict) -> dict[str, np.nd
       terms: of `reward_terms.score`, [N] each.
       calibration: of the reward model.
     """
+    settings = {
+        "reward": configs.get_config("tiny"),
+        "reward_but_for_brevity": configs.get_config("tiny"),
+        "binary": configs.get_config("tiny,empathy_r1"),
+    }
+    settings["reward_but_for_brevity"].rl.min_answer_characters = 0
     valid = terms["format"]
     found = {}
-    for name, preset in (
-        ("reward", "tiny"), ("reward_but_for_brevity", "tiny"), ("binary", "tiny,empathy_r1"),
-    ):  # fmt: skip
-        config = configs.get_config(preset)
-        if name == "reward_but_for_brevity":
-            config.rl.min_answer_characters = 0
+    for name, config in settings.items():
         parts = reward_terms.scaled(terms["similarity"], terms, calibration, config)
         parts = {part: rewards.gated(valid, values) for part, values in parts.items()}
         found[name] = reward_terms.combine({"format": valid, **parts}, config)
